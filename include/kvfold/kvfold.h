@@ -1,0 +1,249 @@
+/* kvfold: turn a pre-trained Transformer's attention into Multi-head Latent Attention.
+ *
+ * Design rules of this header
+ *   - Everything the command does can be done through it; types are opaque; the library holds no global state,
+ *     never prints and never exits.
+ *   - A function that can fail returns kf_status and fills the kf_error it is given (which may be NULL) with one
+ *     sentence: the file, tensor or line, what was expected and what was found.
+ *   - MODEL is a directory in the Hugging Face layout, a .gguf file, or the name of a repository in the local Hugging
+ *     Face cache ("org/name" or "org/name@revision"). Nothing is ever fetched.
+ *   - What a function hands out (kf_text, kf_ids, opaque pointers) belongs to the caller, who frees it.
+ *   - Sizes: "token" counts tokens, "elements" counts numbers, "bytes" counts bytes. Arrays are row-major; shapes stand
+ *     beside the pointers.
+ *   - A kf_model may be read by several threads only if each works on its own kf_batch and one at a time runs.
+ */
+#ifndef KVFOLD_KVFOLD_H
+#define KVFOLD_KVFOLD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KF_VERSION "0.1.0"
+
+/* ------------------------------------------------------------------------------------------------ errors, hooks */
+
+typedef enum kf_status {
+  KF_OK = 0,
+  KF_ERROR_INPUT,     /* a model, text or setting is missing, malformed or impossible */
+  KF_ERROR_USAGE,     /* an unknown method, key or value */
+  KF_ERROR_IO,        /* the system refused: disk full, read-only target, DST exists */
+  KF_ERROR_MEMORY,    /* an allocation failed */
+  KF_ERROR_CANCELLED, /* the progress hook asked to stop */
+} kf_status;
+
+typedef struct kf_error {
+  kf_status status;
+  char message[512]; /* one sentence, no newline */
+} kf_error;
+
+/* What long work tells its caller. Either function may be NULL. */
+typedef struct kf_hooks {
+  int (*progress)(void *user, const char *what, double done, double total); /* non-zero return: stop, KF_ERROR_CANCELLED */
+  void (*note)(void *user, const char *sentence);                          /* a clamp, a default that was chosen, ... */
+  void *user;
+} kf_hooks;
+
+typedef struct kf_text { char *data; size_t bytes; } kf_text;      /* data is also NUL-terminated */
+typedef struct kf_ids { int32_t *data; size_t count; } kf_ids;
+void kf_text_free(kf_text *t); /* frees what it holds and zeroes it; NULL is allowed */
+void kf_ids_free(kf_ids *ids);
+
+const char *kf_version(void);
+
+/* ------------------------------------------------------------------------------------------------ models */
+
+typedef enum kf_compute {
+  KF_COMPUTE_AUTO, /* bf16 where the CPU multiplies it natively, else f32 */
+  KF_COMPUTE_F32,
+  KF_COMPUTE_BF16,
+} kf_compute;
+
+typedef struct kf_model_options {
+  kf_compute compute;
+  int threads; /* 0: all that the process may use */
+  kf_hooks hooks;
+} kf_model_options;
+
+typedef struct kf_model_info {
+  char path[1024];      /* where MODEL was found */
+  char family[32];      /* "llama", "mistral", "qwen2", "qwen3", "smollm3", "deepseek_v3", ... (the source's model_type) */
+  char attention[16];   /* "grouped", "latent", "hybrid" */
+  char dtype[16];       /* of the stored weights: "f32", "bf16", "q4_1", ... (the one that most bytes have) */
+  char compute[16];     /* "f32" or "bf16": what this machine will multiply in under KF_COMPUTE_AUTO */
+  char rope[32];        /* "default", "llama3", "yarn", ... */
+  char method[32];      /* conversion method, "" for a model that kvfold did not convert */
+  int64_t parameters;   /* numbers in the checkpoint, a tied head counted once */
+  int layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary;
+  int64_t context;
+  int64_t cache_elements_per_token; /* summed over layers */
+  int64_t cache_bytes_per_token;    /* the same in bf16 */
+  bool tied;
+} kf_model_info;
+
+typedef struct kf_model kf_model;
+
+/* Reads the configuration and the tensor table only. Errors: KF_ERROR_INPUT. */
+kf_status kf_model_describe(const char *model, kf_model_info *out, kf_error *e);
+/* One JSON object describing every layer of MODEL (kind, ranks, rope pairs, cache elements) and the recipe that made it. */
+kf_status kf_model_describe_layers(const char *model, kf_text *json, kf_error *e);
+
+/* Loads weights, packs them for the device. options may be NULL. */
+kf_status kf_model_open(const char *model, const kf_model_options *options, kf_model **out, kf_error *e);
+void kf_model_close(kf_model *m);
+const kf_model_info *kf_model_get_info(const kf_model *m);
+kf_compute kf_model_compute(const kf_model *m); /* what it really computes in: F32 or BF16 */
+
+/* ------------------------------------------------------------------------------------------------ tokens */
+
+typedef struct kf_tokenizer kf_tokenizer;
+
+enum { KF_ENCODE_PLAIN = 0, KF_ENCODE_SPECIAL = 1 }; /* SPECIAL: add BOS/EOS by the tokenizer's own rule */
+
+/* From the tokenizer.json (and its config) or the GGUF of MODEL. */
+kf_status kf_tokenizer_open(const char *model, kf_tokenizer **out, kf_error *e);
+void kf_tokenizer_close(kf_tokenizer *t);
+int kf_tokenizer_size(const kf_tokenizer *t); /* largest id + 1 */
+/* Text that spells an added token becomes that token. Errors: text that is not UTF-8. */
+kf_status kf_tokenizer_encode(const kf_tokenizer *t, const char *text, size_t bytes, unsigned flags, kf_ids *out, kf_error *e);
+/* skip_special leaves out special tokens (BOS, EOS, ...). Invalid UTF-8 becomes U+FFFD. Errors: an id out of range. */
+kf_status kf_tokenizer_decode(const kf_tokenizer *t, const int32_t *ids, size_t count, bool skip_special, kf_text *out, kf_error *e);
+/* The vocabulary's own spelling of one id, "" when there is none; owned by the tokenizer. */
+const char *kf_tokenizer_piece(const kf_tokenizer *t, int32_t id);
+int32_t kf_tokenizer_bos(const kf_tokenizer *t); /* -1: none */
+int32_t kf_tokenizer_eos(const kf_tokenizer *t);
+bool kf_tokenizer_adds_bos(const kf_tokenizer *t); /* the tokenizer's own rule */
+bool kf_tokenizer_adds_eos(const kf_tokenizer *t);
+
+/* Streaming decode: feed ids one at a time; out receives the bytes that are complete UTF-8 so far (possibly none). */
+typedef struct kf_decoder kf_decoder;
+kf_status kf_decoder_create(const kf_tokenizer *t, bool skip_special, kf_decoder **out, kf_error *e);
+kf_status kf_decoder_push(kf_decoder *d, int32_t id, kf_text *out, kf_error *e);
+kf_status kf_decoder_finish(kf_decoder *d, kf_text *out, kf_error *e); /* what was held back, with U+FFFD for a broken tail */
+void kf_decoder_free(kf_decoder *d);
+
+/* Renders messages (a JSON array of {"role", "content"}) through the model's chat template, as Hugging Face does.
+ * Errors: no chat template; a template construct that is not supported; raise_exception() in the template. */
+kf_status kf_chat_render(const kf_tokenizer *t, const char *messages_json, bool add_generation_prompt, kf_text *out, kf_error *e);
+
+/* Reads plain text, JSONL ("text" fields joined by a newline; by name .jsonl) and .zst of both. Errors: file and line. */
+kf_status kf_text_read(const char *path, kf_text *out, kf_error *e);
+
+/* ------------------------------------------------------------------------------------------------ running */
+
+/* Logits of one sequence from its start. out: [count, vocabulary] f32, the caller's. */
+kf_status kf_logits(kf_model *m, const int32_t *ids, size_t count, float *out, kf_error *e);
+
+/* Sequences that share the model's weights, each with its own cache. */
+typedef struct kf_batch kf_batch;
+typedef struct kf_feed {
+  int sequence;       /* index in the batch */
+  const int32_t *ids; /* [count] new tokens of that sequence */
+  size_t count;
+} kf_feed;
+kf_status kf_batch_create(kf_model *m, int sequences, kf_batch **out, kf_error *e);
+void kf_batch_free(kf_batch *b);
+/* Appends the tokens of every feed and gives the logits after the last token of each. logits: [feeds, vocabulary]. */
+kf_status kf_batch_step(kf_batch *b, const kf_feed *feeds, int count, float *logits, kf_error *e);
+void kf_batch_reset(kf_batch *b, int sequence);           /* forget a sequence */
+int64_t kf_batch_tokens(const kf_batch *b, int sequence); /* tokens in its cache */
+int64_t kf_batch_cache_bytes(const kf_batch *b);          /* what the rows in use take, all sequences and layers */
+
+typedef struct kf_generate_options {
+  int max_new_tokens;  /* <= 0: up to the model's context */
+  bool greedy;         /* else sample: */
+  float temperature;   /* 1 */
+  float top_p;         /* 1: off */
+  int top_k;           /* 0: off */
+  uint64_t seed;
+  bool skip_special;   /* leave special tokens out of the text */
+  void (*on_text)(void *user, const char *piece, size_t bytes); /* streamed text; may be NULL */
+  void *user;
+} kf_generate_options;
+
+typedef struct kf_generation {
+  kf_text text;
+  kf_ids ids; /* new tokens; generation ends before EOS */
+  double prefill_tokens_per_second, decode_tokens_per_second;
+  int64_t cache_bytes;
+} kf_generation;
+
+kf_status kf_generate(kf_model *m, const kf_tokenizer *t, const int32_t *prompt, size_t count, const kf_generate_options *o,
+                      kf_generation *out, kf_error *e);
+void kf_generation_free(kf_generation *g);
+
+/* ------------------------------------------------------------------------------------------------ evaluation */
+
+typedef enum kf_bos { KF_BOS_AUTO, KF_BOS_YES, KF_BOS_NO } kf_bos;
+
+typedef struct kf_eval_options {
+  int window;      /* tokens; 0: the model's context, 2048 at most */
+  int stride;      /* 0: window */
+  int max_windows; /* 0: all */
+  kf_bos bos;
+  kf_hooks hooks;
+} kf_eval_options;
+
+typedef struct kf_eval_result {
+  int64_t tokens, windows; /* tokens: predicted */
+  double nll, perplexity;  /* nats a token */
+  bool has_reference;
+  double reference_nll, kl /* mean KL(reference || model) */, top1_agreement, max_logit_difference;
+} kf_eval_result;
+
+/* text is tokenised once without special tokens and cut into windows; see docs/CLI.md for the exact protocol.
+ * reference may be NULL. Errors: text too short for one window, vocabularies that differ. */
+kf_status kf_eval(kf_model *m, kf_model *reference, const kf_tokenizer *t, const char *text, size_t bytes,
+                  const kf_eval_options *o, kf_eval_result *out, kf_error *e);
+
+/* ------------------------------------------------------------------------------------------------ conversion */
+
+typedef struct kf_setting { const char *key, *value; } kf_setting; /* one KEY=VALUE of --set */
+
+typedef struct kf_convert_options {
+  const char *method;        /* "mha2mla", "x-ecomla", "none" */
+  const char *cache;         /* "192", "50%" or NULL: elements per token and layer */
+  const char *dtype;         /* "f32", "bf16", "f16" or NULL: the source's */
+  const kf_setting *settings;
+  int setting_count;
+  const char *const *calibration; /* files of text */
+  int calibration_count;
+  int64_t calibration_tokens; /* 0: the method's default */
+  int64_t shard_bytes;        /* 0: 1 GiB */
+  kf_compute compute;
+  int threads;
+  kf_hooks hooks;
+} kf_convert_options;
+
+typedef struct kf_convert_result {
+  int64_t source_cache_elements, cache_elements; /* per token, summed over layers */
+  int64_t source_parameters, parameters;
+  int layers_converted, layers_kept, layers_resumed;
+  double seconds;
+} kf_convert_result;
+
+/* Writes DST, a directory that loads like any other. DST must not exist; until everything is written the work stands in
+ * DST.partial, from which the same call resumes after an interruption. Errors: DST exists, an unknown method or key
+ * (KF_ERROR_USAGE), a rank or budget that the layers cannot have, a full disk. Deterministic to the byte. */
+kf_status kf_convert(const char *src, const char *dst, const kf_convert_options *o, kf_convert_result *out, kf_error *e);
+
+/* A recipe file (YAML): the same fields by the names of the command's options. The options point into *owner. */
+typedef struct kf_recipe kf_recipe;
+kf_status kf_recipe_read(const char *path, kf_recipe **owner, kf_convert_options *out, kf_error *e);
+void kf_recipe_free(kf_recipe *r);
+
+/* One name a method: kf_method_name(0), (1), ... until NULL; and a sentence on it. */
+const char *kf_method_name(int index);
+const char *kf_method_help(int index);
+
+/* Writes one f32 tensor [rows, columns] as a safetensors file (used by `kvfold logits`). */
+kf_status kf_write_tensor(const char *path, const char *name, const float *data, int64_t rows, int64_t columns, kf_error *e);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

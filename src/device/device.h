@@ -1,0 +1,126 @@
+/* The device table: every tensor operation that the model needs. One folder per accelerator implements it.
+ *
+ * Conventions
+ *   - Activations are f32, row-major, in memory that the CPU sees; [m, n] has rows of n numbers one after another unless
+ *     a stride is given. `m` counts tokens, of several sequences one after another.
+ *   - compute is what matrix products multiply in (accumulation is f32): KF_F32 or KF_BF16. Packed weights, and the rows
+ *     of caches, are of that type.
+ *   - Operations do not fail one by one: the first failure stays in the device and is read with kf_device_check().
+ *   - Every operation has a plain reference in device/reference.h and is compared with it in tests/unit/test_device.c.
+ */
+#ifndef KF_DEVICE_DEVICE_H
+#define KF_DEVICE_DEVICE_H
+
+#include "base/memory.h"
+#include "tensor/dtype.h"
+
+typedef struct kf_weight kf_weight; /* a matrix as the device wants it; opaque */
+
+/* Rows of a cache: token t is at pages[t / page_tokens] + (t % page_tokens) * columns elements of `dtype`. */
+typedef struct kf_rows {
+  void *const *pages;
+  int page_tokens;
+  int64_t columns;
+  kf_dtype dtype;
+} kf_rows;
+
+/* One run of adjacent columns that is rotated: pairs (x[offset + i], x[offset + pairs + i]), i < pairs (half-split). */
+typedef struct kf_rope_block {
+  int offset, pairs;
+  const int32_t *index; /* [pairs] columns of the cos/sin table; NULL: 0 .. pairs-1 */
+} kf_rope_block;
+
+/* Grouped attention of one sequence: m queries at positions past .. past+m-1 over rows 0 .. past+m-1. */
+typedef struct kf_attention {
+  const float *q; /* [m, heads, d_qk] */
+  float *out;     /* [m, heads, d_v] */
+  kf_rows rows;   /* columns: kv_heads x d_qk keys, then kv_heads x d_v values (more may follow) */
+  int64_t m, past;
+} kf_attention;
+
+typedef struct kf_attention_shape {
+  int heads, kv_heads, d_qk, d_v; /* query head h reads KV head h / (heads / kv_heads) */
+  float scale;
+  int64_t window; /* 0: all earlier tokens; else position p sees p-window+1 .. p */
+} kf_attention_shape;
+
+/* Absorbed latent attention of one sequence, in the latent space. */
+typedef struct kf_latent_attention {
+  const float *q_latent; /* [m, heads, rank] */
+  const float *q_rope;   /* [m, heads, rope_stride]; the first rope_width of the head's KV head are used */
+  float *out;            /* [m, heads, rank]: sum over keys of probability x latent */
+  kf_rows rows;          /* columns: rank latents, then rope keys, then (inverse_rms) one number a KV head */
+  int64_t m, past;
+} kf_latent_attention;
+
+typedef struct kf_latent_shape {
+  int heads, kv_heads, rank, rope_stride;
+  const int *rope_offset; /* [kv_heads] column of that KV head's rope keys in a row (the same for all when shared) */
+  const int *rope_width;  /* [kv_heads] */
+  int inverse_rms;        /* column of the first factor; -1: none. The score of KV head g is multiplied by it. */
+  float scale;
+  int64_t window;
+} kf_latent_shape;
+
+/* Rows of a plain matrix that belong to one KV head. */
+typedef struct kf_head_rows { int64_t first, count; } kf_head_rows;
+
+typedef struct kf_device kf_device;
+struct kf_device {
+  const char *name; /* "cpu" */
+  const char *isa;  /* "avx512_bf16", "avx512", "avx2", "portable" */
+  kf_dtype compute;
+  int threads;
+  kf_error error; /* the first failure */
+
+  /* Weights. w: [n, k] f32, row-major, kept by the caller; bias [n] or NULL. pack is for linear(); plain keeps rows in
+   * order, for head_times() and head_transposed(). */
+  kf_status (*pack)(kf_device *d, const float *w, const float *bias, int64_t n, int64_t k, kf_weight **out, kf_error *e);
+  kf_status (*plain)(kf_device *d, const float *w, int64_t n, int64_t k, kf_weight **out, kf_error *e);
+  void (*weight_free)(kf_device *d, kf_weight *w); /* NULL allowed */
+  size_t (*weight_bytes)(const kf_weight *w);
+
+  /* y [m, n] = x [m, k] W^T + bias; with add, y += that. */
+  void (*linear)(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add);
+  /* y = x / rms(x) * w, rms over n with eps inside the root. x, y: [m, n]; y may be x. */
+  void (*rmsnorm)(kf_device *d, float *y, const float *x, const float *w, int64_t m, int64_t n, float eps);
+  /* Per head, in place: x rows have `stride` numbers, heads x n of them used; w: [w_heads, n], head h takes row
+   * h / (heads / w_heads). */
+  void (*head_norm)(kf_device *d, float *x, int64_t m, int64_t stride, int heads, int n, const float *w, int w_heads, float eps);
+  /* In place: row t of x (stride numbers) is rotated by cos/sin row position[t] of tables [positions, table_pairs]. */
+  void (*rope)(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rope_block *blocks, int block_count,
+               const float *cos, const float *sin, int table_pairs, const int32_t *position);
+  /* rows[at + i][column .. column + n) = x[i][0 .. n), x rows have `stride` numbers. */
+  void (*store)(kf_device *d, const kf_rows *rows, int64_t at, int64_t m, int64_t column, int64_t n, const float *x, int64_t stride);
+  /* The reverse: y[i][0 .. n) from rows at .. at + m. */
+  void (*fetch)(kf_device *d, float *y, int64_t stride, const kf_rows *rows, int64_t at, int64_t m, int64_t column, int64_t n);
+  /* Causal, flash style: memory does not grow with the context. */
+  void (*attention)(kf_device *d, const kf_attention_shape *shape, const kf_attention *sequences, int count);
+  void (*latent_attention)(kf_device *d, const kf_latent_shape *shape, const kf_latent_attention *sequences, int count);
+  /* y[t, h, 0..rank) = sum_j x[t, h, j] W[rows[g].first + j, :], j < rows[g].count, g = h / (heads / kv_heads): q -> latent.
+   * x: [m, heads, x_stride]; W plain [*, rank]. */
+  void (*head_transposed)(kf_device *d, float *y, const float *x, int64_t m, int heads, int x_stride, const kf_weight *w,
+                          const kf_head_rows *rows, int kv_heads);
+  /* y[t, h, j] = W[rows[g].first + j, :] . x[t, h, :] + bias[rows[g].first + j]: latent -> value. y: [m, heads, y_stride],
+   * x: [m, heads, rank]; bias may be NULL. */
+  void (*head_times)(kf_device *d, float *y, int y_stride, const float *x, int64_t m, int heads, const kf_weight *w,
+                     const kf_head_rows *rows, int kv_heads, const float *bias);
+  /* y [m, f] = silu(gate) * up, gate_up: [m, 2f] gate first. */
+  void (*swiglu)(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f);
+  /* Per row of logits [m, v]: nll[i] = logsumexp - logit[target[i]] in nats (fp64 sums); best[i] = argmax. */
+  void (*cross_entropy)(kf_device *d, const float *logits, const int32_t *target, int64_t m, int64_t v, double *nll, int32_t *best);
+  /* Per row: kl[i] = KL(softmax(reference) || softmax(logits)), difference[i] = max |reference - logits|. */
+  void (*divergence)(kf_device *d, const float *reference, const float *logits, int64_t m, int64_t v, double *kl, double *difference);
+  void (*close)(kf_device *d);
+};
+
+/* compute AUTO: bf16 when the CPU has native bf16 products, else f32. BF16 asked of a CPU without them is an error.
+ * threads 0: all that the process may use. */
+kf_status kf_device_open_cpu(kf_compute compute, int threads, kf_device **out, kf_error *e);
+void kf_device_close(kf_device *d); /* NULL allowed */
+/* The first failure since the last check, cleared. */
+kf_status kf_device_check(kf_device *d, kf_error *e);
+/* "f32" or "bf16": what AUTO chooses here. */
+const char *kf_cpu_auto_compute(void);
+
+#endif

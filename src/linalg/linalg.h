@@ -1,0 +1,20 @@
+/* Dense fp64 factorisations over LAPACKE, with shape checks. All matrices are row-major and contiguous. Deterministic for
+ * a given number of threads: signs are fixed so that the entry of largest magnitude of each right singular vector
+ * (eigenvector) is positive. Errors: KF_ERROR_INPUT on NaN or no convergence, KF_ERROR_MEMORY. */
+#ifndef KF_LINALG_LINALG_H
+#define KF_LINALG_LINALG_H
+
+#include "base/memory.h"
+
+/* A = U diag(s) V^T truncated to the r leading triplets, r <= min(m, n).
+ * a: [m, n], kept. u: [m, r] or NULL; s: [min(m, n)] all singular values, descending; vt: [r, n] or NULL. */
+kf_status kf_svd(const double *a, int64_t m, int64_t n, int64_t r, double *u, double *s, double *vt, kf_error *e);
+
+/* Symmetric eigenproblem: a [n, n] is replaced by eigenvectors in its ROWS, w [n] descending. */
+kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e);
+
+/* c [m, n] = alpha * op(a) op(b) + beta * c; op(a) is [m, k]. */
+void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
+             const double *b, double beta, double *c);
+
+#endif

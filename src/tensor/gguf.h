@@ -1,0 +1,31 @@
+/* GGUF (versions 2 and 3, little-endian), mapped read-only. Sizes, counts, types, offsets and overlaps are checked. */
+#ifndef KF_TENSOR_GGUF_H
+#define KF_TENSOR_GGUF_H
+
+#include "base/file.h"
+#include "tensor/view.h"
+
+typedef struct kf_gguf kf_gguf;
+
+kf_status kf_gguf_open(const char *path, kf_gguf **out, kf_error *e);
+kf_status kf_gguf_parse(const char *name, const void *data, size_t bytes, kf_gguf **out, kf_error *e);
+void kf_gguf_close(kf_gguf *g);
+const char *kf_gguf_path(const kf_gguf *g);
+
+int kf_gguf_count(const kf_gguf *g);
+const kf_view *kf_gguf_at(const kf_gguf *g, int i);
+const kf_view *kf_gguf_find(const kf_gguf *g, const char *name);
+
+/* Metadata. A missing key leaves *out alone and is KF_OK; a key of another type is an error that names it.
+ * Any integer or boolean type is read as an integer; integers and floats as a real. */
+bool kf_gguf_has(const kf_gguf *g, const char *key);
+kf_status kf_gguf_int(const kf_gguf *g, const char *key, int64_t *out, kf_error *e);
+kf_status kf_gguf_real(const kf_gguf *g, const char *key, double *out, kf_error *e);
+kf_status kf_gguf_string(const kf_gguf *g, const char *key, const char **out, kf_error *e); /* lives as long as g */
+/* Arrays: the count (0 when missing), then one element at a time. */
+int64_t kf_gguf_array(const kf_gguf *g, const char *key);
+const char *kf_gguf_array_string(const kf_gguf *g, const char *key, int64_t i, size_t *bytes); /* NUL-terminated copy; NULL: not strings */
+bool kf_gguf_array_real(const kf_gguf *g, const char *key, int64_t i, double *out);
+bool kf_gguf_array_int(const kf_gguf *g, const char *key, int64_t i, int64_t *out);
+
+#endif
