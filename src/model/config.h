@@ -16,7 +16,6 @@ typedef struct kf_rope {
   int64_t original_context, context; /* of the scaling; of the model */
   bool truncate;                     /* yarn: bounds rounded to whole pairs (default) */
   const double *short_factor, *long_factor; /* [dim / 2] longrope */
-  const double *factors;                    /* [dim / 2] divides the frequencies, or NULL (a GGUF's rope_freqs) */
 } kf_rope;
 
 typedef enum kf_attention_kind { KF_GROUPED, KF_LATENT } kf_attention_kind;
@@ -33,6 +32,7 @@ typedef struct kf_attention_config {
   bool qk_norm;        /* RMSNorm of each q and k head before the rotation */
   /* grouped: rope_heads = kv_heads, every head rotates all d_qk, or nothing (NoPE layer: rope_pairs all 0) */
   int rope_heads;          /* 1: shared rope key; else kv_heads */
+  bool rope_interleaved;   /* stored rope rows are pairs (2i, 2i + 1): DeepSeek's layout, turned to half-split on loading */
   const int *rope_pairs;   /* [rope_heads] pairs kept */
   const int32_t *rope_index; /* the pairs of head 0, then of head 1, ...: columns of the table, [sum rope_pairs] */
   int rank;                /* latent: kv_lora_rank */
@@ -73,6 +73,10 @@ void kf_config_free(kf_config *c);
 /* Numbers that one token leaves in one layer's cache. */
 int64_t kf_attention_cache_elements(const kf_attention_config *a);
 int kf_attention_rope_width(const kf_attention_config *a); /* 2 x sum of rope_pairs */
+
+/* Nope rows of KV head g, and rows of kv_b: every head's nope rows and values. */
+int kf_attention_nope(const kf_attention_config *a, int g);
+int kf_attention_kv_b_rows(const kf_attention_config *a);
 
 /* Frequencies [dim / 2] (rounded to f32 as Hugging Face does) for a sequence of `length` tokens, and the factor on cos and sin. */
 void kf_rope_frequencies(const kf_rope *r, int64_t length, double *frequency, double *attention_factor);

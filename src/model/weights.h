@@ -26,6 +26,11 @@ kf_status kf_weights_row(const kf_weights *w, const kf_view *v, int64_t row, flo
 kf_status kf_weights_embedding(const kf_weights *w, const kf_view **out, kf_error *e);
 /* The type most bytes have: what DST is written in when nothing else is asked (bf16 for a quantised source). */
 kf_dtype kf_weights_dtype(const kf_weights *w);
+/* Every tensor that the configuration needs, by its Hugging Face name; columns 1: a vector. */
+typedef kf_status (*kf_weights_visit)(void *user, const char *name, int64_t rows, int64_t columns, kf_error *e);
+kf_status kf_weights_each(const kf_config *c, kf_weights_visit visit, void *user, kf_error *e);
+/* Name of the projection to latents below "model.layers.N.self_attn.": "kv_a_proj", or DeepSeek's. */
+const char *kf_weights_kv_a(const kf_config *c);
 /* Checks that every tensor that the configuration needs is there with its shape, and reports the first that is not. */
 kf_status kf_weights_check(const kf_weights *w, kf_error *e);
 int64_t kf_weights_parameters(const kf_weights *w);
