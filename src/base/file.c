@@ -30,7 +30,7 @@ static kf_status open_regular(const char *path, int *fd, size_t *bytes, kf_error
 kf_status kf_map_open(const char *path, kf_map *out, kf_error *e) {
   *out = (kf_map){0};
   int fd;
-  size_t bytes;
+  size_t bytes = 0;
   KF_TRY(open_regular(path, &fd, &bytes, e));
   if (bytes) {
     void *p = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -52,10 +52,10 @@ void kf_map_close(kf_map *m) {
 
 void kf_map_done(const kf_map *m, size_t offset, size_t bytes) {
   if (!m->data || offset > m->bytes || bytes > m->bytes - offset) return;
-  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)m->data + offset;
   // Only whole pages inside the range: a neighbour may be in use on the rest.
-  size_t first = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;
-  if (end > first) madvise((void *)(m->data + first), end - first, MADV_DONTNEED);
+  uintptr_t first = (start + page - 1) / page * page, end = (start + bytes) / page * page;
+  if (end > first) madvise((void *)first, end - first, MADV_DONTNEED);
 }
 
 bool kf_is_file(const char *path) {
@@ -87,7 +87,7 @@ static kf_status read_all(const char *path, int fd, char *to, size_t bytes, kf_e
 kf_status kf_read_file(const char *path, size_t max_bytes, kf_text *out, kf_error *e) {
   *out = (kf_text){0};
   int fd;
-  size_t bytes;
+  size_t bytes = 0;
   KF_TRY(open_regular(path, &fd, &bytes, e));
   kf_status s = KF_OK;
   char *data = NULL;
@@ -105,22 +105,15 @@ kf_status kf_read_file(const char *path, size_t max_bytes, kf_text *out, kf_erro
   return s;
 }
 
-/* A file on its way: written beside its place, then renamed into it. */
-typedef struct {
-  const char *path;
-  char temporary[KF_PATH];
-  int fd;
-} replacement;
-
-static kf_status replace_begin(const char *path, replacement *r, kf_error *e) {
-  r->path = path;
+kf_status kf_replace_begin(const char *path, kf_replacement *r, kf_error *e) {
+  snprintf(r->path, sizeof r->path, "%s", path);
   if (snprintf(r->temporary, sizeof r->temporary, "%s.tmp", path) >= (int)sizeof r->temporary)
     return kf_fail(e, KF_ERROR_INPUT, "a path of %zu bytes is too long", strlen(path));
-  r->fd = open(r->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  r->fd = open(r->temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   return r->fd < 0 ? kf_fail_errno(e, "cannot create %s", r->temporary) : KF_OK;
 }
 
-static kf_status replace_add(replacement *r, const void *data, size_t bytes, kf_error *e) {
+kf_status kf_replace_add(kf_replacement *r, const void *data, size_t bytes, kf_error *e) {
   const char *p = data;
   while (bytes) {
     ssize_t n = write(r->fd, p, bytes);
@@ -132,8 +125,7 @@ static kf_status replace_add(replacement *r, const void *data, size_t bytes, kf_
   return KF_OK;
 }
 
-/* s: what writing came to; when it failed the temporary file goes away. */
-static kf_status replace_end(replacement *r, kf_status s, kf_error *e) {
+kf_status kf_replace_end(kf_replacement *r, kf_status s, kf_error *e) {
   if (s == KF_OK && fsync(r->fd) != 0) s = kf_fail_errno(e, "cannot write %s", r->path);
   if (close(r->fd) != 0 && s == KF_OK) s = kf_fail_errno(e, "cannot write %s", r->path);
   if (s == KF_OK && rename(r->temporary, r->path) != 0) s = kf_fail_errno(e, "cannot write %s", r->path);
@@ -150,26 +142,26 @@ static kf_status replace_end(replacement *r, kf_status s, kf_error *e) {
 }
 
 kf_status kf_write_file(const char *path, const void *data, size_t bytes, kf_error *e) {
-  replacement r;
-  KF_TRY(replace_begin(path, &r, e));
-  return replace_end(&r, replace_add(&r, data, bytes, e), e);
+  kf_replacement r;
+  KF_TRY(kf_replace_begin(path, &r, e));
+  return kf_replace_end(&r, kf_replace_add(&r, data, bytes, e), e);
 }
 
 kf_status kf_copy_file(const char *from, const char *to, kf_error *e) {
   enum { CHUNK = 1 << 16 };
   char chunk[CHUNK];
   int fd;
-  size_t bytes;
+  size_t bytes = 0;
   KF_TRY(open_regular(from, &fd, &bytes, e));
-  replacement r;
-  kf_status s = replace_begin(to, &r, e);
+  kf_replacement r;
+  kf_status s = kf_replace_begin(to, &r, e);
   if (s == KF_OK) {
     for (size_t done = 0; s == KF_OK && done < bytes; done += CHUNK) {
       size_t n = bytes - done < CHUNK ? bytes - done : CHUNK;
       s = read_all(from, fd, chunk, n, e);
-      if (s == KF_OK) s = replace_add(&r, chunk, n, e);
+      if (s == KF_OK) s = kf_replace_add(&r, chunk, n, e);
     }
-    s = replace_end(&r, s, e);
+    s = kf_replace_end(&r, s, e);
   }
   close(fd);
   return s;

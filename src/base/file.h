@@ -21,13 +21,23 @@ bool kf_exists(const char *path); /* anything at all, a dangling link too */
 kf_status kf_read_file(const char *path, size_t max_bytes, kf_text *out, kf_error *e);
 /* Writes path.tmp, syncs, renames: path has either its old or its new content. */
 kf_status kf_write_file(const char *path, const void *data, size_t bytes, kf_error *e);
+
+/* The same in pieces: written to path.tmp, put in place by kf_replace_end when s is KF_OK, else removed. */
+enum { KF_PATH = 4096 };
+typedef struct kf_replacement {
+  char path[KF_PATH], temporary[KF_PATH];
+  int fd;
+} kf_replacement;
+kf_status kf_replace_begin(const char *path, kf_replacement *r, kf_error *e);
+kf_status kf_replace_add(kf_replacement *r, const void *data, size_t bytes, kf_error *e);
+kf_status kf_replace_end(kf_replacement *r, kf_status s, kf_error *e); /* returns s, or what putting in place came to */
+
 kf_status kf_copy_file(const char *from, const char *to, kf_error *e);
 kf_status kf_make_directory(const char *path, kf_error *e); /* fine when it is one already */
 kf_status kf_remove_tree(const char *path, kf_error *e);    /* fine when it is not there */
 kf_status kf_sync_directory(const char *path, kf_error *e);
 
 /* "dir/name" in a buffer of kf_path size; an error when it does not fit. */
-enum { KF_PATH = 4096 };
 kf_status kf_join(char out[KF_PATH], const char *directory, const char *name, kf_error *e);
 
 /* Resolves MODEL: an existing directory or .gguf file, else "org/name[@revision]" in the local Hugging Face cache

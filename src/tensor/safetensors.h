@@ -1,6 +1,6 @@
 /* safetensors: one file mapped read-only, and a writer that streams.
  * Format: u64 little-endian header length, JSON header, data. Every offset, shape and length is checked against the
- * file: truncated, oversized, overlapping, misaligned to its dtype or mis-typed tensors are refused by name. */
+ * file: truncated, oversized, overlapping, mis-sized or mis-typed tensors are refused by name. */
 #ifndef KF_TENSOR_SAFETENSORS_H
 #define KF_TENSOR_SAFETENSORS_H
 
@@ -27,7 +27,7 @@ kf_status kf_safetensors_add(kf_safetensors_writer *w, const char *name, kf_dtyp
                              const float *data, kf_error *e);
 /* data already in dtype's own bytes. */
 kf_status kf_safetensors_add_raw(kf_safetensors_writer *w, const kf_view *tensor, kf_error *e);
-int64_t kf_safetensors_written(const kf_safetensors_writer *w); /* data bytes so far */
+int64_t kf_safetensors_written(const kf_safetensors_writer *w);         /* data bytes so far */
 kf_status kf_safetensors_finish(kf_safetensors_writer *w, kf_error *e); /* frees w whatever happens */
 void kf_safetensors_abandon(kf_safetensors_writer *w);                  /* removes path.tmp; NULL allowed */
 

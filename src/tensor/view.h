@@ -15,4 +15,10 @@ typedef struct kf_view {
   size_t bytes;
 } kf_view;
 
+/* An index by name: sorts pointers to views; finds in what was sorted, NULL when it is not there. */
+void kf_view_sort(const kf_view **views, int count);
+const kf_view *kf_view_find(const kf_view *const *views, int count, const char *name);
+/* The first name that stands twice in a sorted index, or NULL. */
+const char *kf_view_duplicate(const kf_view *const *views, int count);
+
 #endif
