@@ -174,6 +174,10 @@ typedef struct kf_generation {
 
 kf_status kf_generate(kf_model *m, const kf_tokenizer *t, const int32_t *prompt, size_t count, const kf_generate_options *o,
                       kf_generation *out, kf_error *e);
+/* The same within a batch (a conversation): the prompt is appended to what the sequence holds, and so are the new tokens,
+ * the last of them excepted (kf_batch_tokens() tells). */
+kf_status kf_batch_generate(kf_batch *b, int sequence, const kf_tokenizer *t, const int32_t *prompt, size_t count,
+                            const kf_generate_options *o, kf_generation *out, kf_error *e);
 void kf_generation_free(kf_generation *g);
 
 /* ------------------------------------------------------------------------------------------------ evaluation */

@@ -1,0 +1,181 @@
+/* kvfold convert: a checkpoint in, a checkpoint with latent attention out. */
+#include "options.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct arguments {
+  cli_common common;
+  const char *method, *cache, *dtype, *recipe;
+  cli_list set, calibration;
+  int64_t calibration_tokens;
+} arguments;
+
+static const cli_option options[] = {
+    {"method", "NAME", CLI_TEXT, offsetof(arguments, method), 0, 0,
+     "mha2mla, x-ecomla, or none (only writes the model anew: GGUF to a directory, another dtype)"},
+    {"cache", "N|P%", CLI_TEXT, offsetof(arguments, cache), 0, 0,
+     "the budget in elements per token and layer, latent and all rope dimensions together; P% of the source's, rounded down"},
+    {"set", "KEY=VALUE ...", CLI_LIST, offsetof(arguments, set), 0, 0, "a key of the method, below; may be repeated"},
+    {"dtype", "f32|bf16|f16", CLI_TEXT, offsetof(arguments, dtype), 0, 0,
+     "of the weights written; default: the source's, bf16 for a quantised one"},
+    {"calibration", "FILE ...", CLI_LIST, offsetof(arguments, calibration), 0, 0,
+     "text for methods that look at activations: plain, JSONL, or .zst of both; may be repeated"},
+    {"calibration-tokens", "N", CLI_LONG, offsetof(arguments, calibration_tokens), 1, 1e12, "read at most N tokens of it"},
+    {"recipe", "FILE.yaml", CLI_TEXT, offsetof(arguments, recipe), 0, 0,
+     "read method, cache, set, dtype, calibration and calibration-tokens from a file; options given here come before its own"},
+    CLI_COMPUTE_OPTIONS,
+    CLI_JSON_OPTION,
+    CLI_END_OPTION,
+};
+
+/* --set KEY=VALUE split in place of the option's words; *owned holds the copies. */
+static bool split_settings(const cli_list *list, kf_setting *setting, char **owned) {
+  for (int i = 0; i < list->count; i++) {
+    const char *equals = strchr(list->item[i], '=');
+    if (!equals || equals == list->item[i]) {
+      cli_say(CLI_USAGE, "--set takes KEY=VALUE, not '%s'", list->item[i]);
+      return false;
+    }
+    if (!(owned[i] = strdup(list->item[i]))) {
+      cli_say(CLI_FAILED, "out of memory");
+      return false;
+    }
+    owned[i][equals - list->item[i]] = 0;
+    setting[i] = (kf_setting){owned[i], owned[i] + (equals - list->item[i]) + 1};
+  }
+  return true;
+}
+
+/* Appends the recipe's settings whose keys the command line does not give. */
+static int add_recipe_settings(const kf_convert_options *recipe, kf_setting *setting, int count) {
+  int given = count;
+  for (int i = 0; i < recipe->setting_count; i++) {
+    int k = 0;
+    while (k < given && strcmp(setting[k].key, recipe->settings[i].key)) k++;
+    if (k == given) setting[count++] = recipe->settings[i];
+  }
+  return count;
+}
+
+static void override(const arguments *a, kf_convert_options *o) {
+  if (a->method) o->method = a->method;
+  if (a->cache) o->cache = a->cache;
+  if (a->dtype) o->dtype = a->dtype;
+  if (a->calibration.count) {
+    o->calibration = a->calibration.item;
+    o->calibration_count = a->calibration.count;
+  }
+  if (a->calibration_tokens) o->calibration_tokens = a->calibration_tokens;
+  if (a->common.compute) o->compute = (kf_compute)a->common.compute;
+  if (a->common.threads) o->threads = a->common.threads;
+}
+
+static int print(const arguments *a, const kf_convert_options *o, const kf_convert_result *r) {
+  const char *dst = a->common.operand[1];
+  double part = r->source_cache_elements ? (double)r->cache_elements / (double)r->source_cache_elements : 0;
+  if (!a->common.json) {
+    printf("%-12s %s by %s\n", "wrote", dst, o->method);
+    printf("%-12s %" PRId64 " -> %" PRId64 " elements a token (%.1f%%)\n", "cache", r->source_cache_elements, r->cache_elements,
+           100 * part);
+    printf("%-12s %" PRId64 " -> %" PRId64 "\n", "parameters", r->source_parameters, r->parameters);
+    printf("%-12s %d converted, %d kept", "layers", r->layers_converted, r->layers_kept);
+    if (r->layers_resumed) printf(", %d of them from an earlier run", r->layers_resumed);
+    printf("\n%-12s %.2f s\n", "time", r->seconds);
+    return CLI_OK;
+  }
+  json_t *j = json_object();
+  cli_set_text(j, "path", dst, strlen(dst));
+  cli_set_text(j, "method", o->method, strlen(o->method));
+  json_object_set_new(j, "source_cache_elements_per_token", json_integer(r->source_cache_elements));
+  json_object_set_new(j, "cache_elements_per_token", json_integer(r->cache_elements));
+  json_object_set_new(j, "source_parameters", json_integer(r->source_parameters));
+  json_object_set_new(j, "parameters", json_integer(r->parameters));
+  json_object_set_new(j, "layers_converted", json_integer(r->layers_converted));
+  json_object_set_new(j, "layers_kept", json_integer(r->layers_kept));
+  json_object_set_new(j, "layers_resumed", json_integer(r->layers_resumed));
+  cli_set_real(j, "seconds", r->seconds);
+  return cli_print_json(j);
+}
+
+static int convert(const arguments *a, kf_convert_options *o, kf_setting *setting) {
+  kf_error e = {0};
+  kf_convert_result r = {0};
+  cli_reporter reporter;
+  o->setting_count = add_recipe_settings(o, setting, a->set.count);
+  o->settings = setting;
+  override(a, o);
+  if (!o->method) return cli_say(CLI_USAGE, "convert needs --method NAME or a recipe that has one");
+  o->hooks = cli_hooks(&reporter);
+  kf_status s = kf_convert(a->common.operand[0], a->common.operand[1], o, &r, &e);
+  cli_report_end(&reporter, s == KF_OK);
+  return s == KF_OK ? print(a, o, &r) : cli_fail(&e);
+}
+
+static int run(void *p) {
+  arguments *a = p;
+  kf_error e = {0};
+  kf_recipe *recipe = NULL;
+  kf_convert_options o = {0};
+  if (a->recipe && kf_recipe_read(a->recipe, &recipe, &o, &e) != KF_OK) return cli_fail(&e);
+  size_t settings = (size_t)(a->set.count + o.setting_count);
+  kf_setting *setting = calloc(settings + 1, sizeof *setting);
+  char **owned = calloc((size_t)a->set.count + 1, sizeof *owned);
+  int code = CLI_USAGE;
+  if (!setting || !owned)
+    code = cli_say(CLI_FAILED, "out of memory");
+  else if (split_settings(&a->set, setting, owned))
+    code = convert(a, &o, setting);
+  for (int i = 0; owned && i < a->set.count; i++) free(owned[i]);
+  free(owned);
+  free(setting);
+  kf_recipe_free(recipe);
+  return code;
+}
+
+const cli_command cli_convert = {
+    .name = "convert",
+    .summary = "convert a model to Multi-head Latent Attention",
+    .operands = "SRC DST --method NAME",
+    .least_operands = 2,
+    .most_operands = 2,
+    .options = options,
+    .bytes = sizeof(arguments),
+    .run = run,
+    .description =
+        "Reads SRC layer by layer and writes DST, a directory that info, eval, generate and chat load like any other. DST must "
+        "not "
+        "exist. Until all is written the work stands in DST.partial; the same command resumes there after an interruption. The "
+        "same "
+        "input gives the same bytes. A budget above what a layer can use is clamped, and said so; an explicit rank above it is "
+        "an "
+        "error.\n\n"
+        "       mha2mla keeps RoPE on a few pairs of each KV head and factors the rest; --cache N gives rank = N - 2 x KV heads "
+        "x rope_pairs.\n"
+        "         rope_policy=high|low|uniform|2-norm|high-low|2-norm-global  which pairs; default 2-norm with\n"
+        "                               calibration text or ranks_file, else high\n"
+        "         rope_pairs=N          pairs kept per KV head; default max(1, head_dim / 16)\n"
+        "         rank=N                the layer's whole latent width\n"
+        "         svd=joint|split|k-only|v-only|none  default joint; split: half of rank each for K and V\n"
+        "         ranks_file=FILE       2-norm ranks from a safetensors file instead of calibration text\n"
+        "         score=product|sum     of 2-norm: the paper's product (default), or the sum of v1\n\n"
+        "       x-ecomla has one rope key for all heads and factors K and V jointly; --cache N gives kv_rank = N - rope_dim.\n"
+        "         kv_rank=N, rope_dim=N (default head_dim / 2), nope_dim=N (default head_dim - rope_dim)\n"
+        "         q_rank=N|full|parity  full (default): the query stays one matrix; parity: as many parameters as before\n"
+        "         kv_energy=X, q_energy=X  rank per layer by the part of the energy kept, 0 to 1\n"
+        "         layers=LIST           layers to convert, as 0,2,5-9; the others stay as they are\n"
+        "         latent_norm=true|false, singular_values=down|up|split, rope_scaling=base|yarn\n"
+        "         variant=code|paper    where the paper and its code differ; default code",
+    .keys = "path, method                     strings\n"
+            "source_cache_elements_per_token, cache_elements_per_token   summed over layers\n"
+            "source_parameters, parameters\n"
+            "layers_converted, layers_kept, layers_resumed\n"
+            "seconds",
+    .examples =
+        "kvfold convert examples/books-7m books-mla --method x-ecomla --cache 50%\n"
+        "kvfold convert examples/books-7m books-mla --method mha2mla --cache 128 --set rope_policy=high --set rope_pairs=2\n"
+        "kvfold convert model.gguf model-dir --method none --dtype bf16\n"
+        "kvfold convert SRC DST --recipe recipe.yaml --cache 25%",
+};

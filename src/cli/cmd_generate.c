@@ -1,0 +1,109 @@
+/* kvfold generate: continue a prompt. */
+#include "sampling.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct arguments {
+  cli_common common;
+  cli_sampling sampling;
+  const char *prompt, *prompt_file;
+} arguments;
+
+static const arguments defaults = {.sampling = {.max_new_tokens = 128, .temperature = 1, .top_p = 1}};
+
+static const cli_option options[] = {
+    {"prompt", "TEXT", CLI_TEXT, offsetof(arguments, prompt), 0, 0, "what to continue"},
+    {"prompt-file", "FILE", CLI_TEXT, offsetof(arguments, prompt_file), 0, 0, "the same from a file"},
+    CLI_SAMPLING_OPTIONS(arguments, "128"),
+    CLI_COMPUTE_OPTIONS,
+    CLI_JSON_OPTION,
+    CLI_END_OPTION,
+};
+
+static void on_text(void *user, const char *piece, size_t bytes) {
+  (void)user;
+  fwrite(piece, 1, bytes, stdout);
+  fflush(stdout);
+}
+
+static int print(const arguments *a, const kf_generation *g, size_t prompt_tokens) {
+  if (!a->common.json) {
+    putchar('\n');
+    fflush(stdout);
+    return cli_say(CLI_OK, "%zu prompt tokens at %.1f/s, %zu new tokens at %.1f/s, cache %" PRId64 " bytes", prompt_tokens,
+                   g->prefill_tokens_per_second, g->ids.count, g->decode_tokens_per_second, g->cache_bytes);
+  }
+  json_t *o = json_object();
+  cli_set_text(o, "text", g->text.data, g->text.bytes);
+  cli_set_ids(o, "ids", g->ids.data, g->ids.count);
+  json_object_set_new(o, "prompt_tokens", json_integer((json_int_t)prompt_tokens));
+  cli_set_real(o, "prefill_tokens_per_second", g->prefill_tokens_per_second);
+  cli_set_real(o, "decode_tokens_per_second", g->decode_tokens_per_second);
+  json_object_set_new(o, "cache_bytes", json_integer(g->cache_bytes));
+  return cli_print_json(o);
+}
+
+static int generate(const arguments *a, const kf_text *prompt, kf_model *m, const kf_tokenizer *t) {
+  kf_error e = {0};
+  kf_ids ids = {0};
+  kf_generation g = {0};
+  kf_generate_options o = cli_generate_options(&a->sampling);
+  if (!a->common.json) {
+    o.on_text = on_text;
+    fwrite(prompt->data, 1, prompt->bytes, stdout);
+    fflush(stdout);
+  }
+  kf_status s = kf_tokenizer_encode(t, prompt->data, prompt->bytes, KF_ENCODE_SPECIAL, &ids, &e);
+  if (s == KF_OK) s = kf_generate(m, t, ids.data, ids.count, &o, &g, &e);
+  int code = s == KF_OK ? print(a, &g, ids.count) : cli_fail(&e);
+  kf_generation_free(&g);
+  kf_ids_free(&ids);
+  return code;
+}
+
+static int run(void *p) {
+  arguments *a = p;
+  kf_error e = {0};
+  kf_model *m = NULL;
+  kf_tokenizer *t = NULL;
+  kf_text owned = {0}, prompt;
+  cli_reporter reporter;
+  if (!a->prompt == !a->prompt_file) return cli_say(CLI_USAGE, "generate needs either --prompt or --prompt-file");
+  if (!cli_check_sampling(&a->sampling)) return CLI_USAGE;
+  kf_hooks hooks = cli_hooks(&reporter);
+  kf_status s = a->prompt_file ? kf_text_read(a->prompt_file, &owned, &e) : KF_OK;
+  prompt = a->prompt ? (kf_text){(char *)a->prompt, strlen(a->prompt)} : owned;
+  if (s == KF_OK) s = cli_open(a->common.operand[0], &a->common, &hooks, &m, &t, &e);
+  cli_report_end(&reporter, s == KF_OK);
+  int code = s == KF_OK ? generate(a, &prompt, m, t) : cli_fail(&e);
+  kf_text_free(&owned);
+  kf_tokenizer_close(t);
+  kf_model_close(m);
+  return code;
+}
+
+const cli_command cli_generate = {
+    .name = "generate",
+    .summary = "continue a prompt",
+    .operands = "MODEL --prompt TEXT",
+    .least_operands = 1,
+    .most_operands = 1,
+    .options = options,
+    .bytes = sizeof(arguments),
+    .defaults = &defaults,
+    .run = run,
+    .description =
+        "Tokenises the prompt (special tokens by the tokenizer's own rule) and appends tokens until EOS, the limit or the end of "
+        "the "
+        "model's context. Without --json the text streams to stdout after the prompt, and one line of statistics goes to stderr. "
+        "Without --greedy tokens are sampled; the same seed gives the same text.",
+    .keys = "text                        the new text, special tokens left out\n"
+            "ids                         the new tokens; generation ends before EOS\n"
+            "prompt_tokens               tokens of the prompt\n"
+            "prefill_tokens_per_second, decode_tokens_per_second\n"
+            "cache_bytes                 what the rows in the cache take at the end",
+    .examples = "kvfold generate examples/books-7m --prompt \"It was a dark night\" --greedy --max-new-tokens 64\n"
+                "kvfold generate examples/books-7m --prompt-file prompt.txt --temperature 0.8 --top-p 0.95 --seed 7 --json",
+};
