@@ -10,7 +10,7 @@ static void put(kf_error *e, kf_status status, const char *format, va_list args)
   e->status = status;
   vsnprintf(e->message, sizeof e->message, format, args);
   for (char *c = e->message; *c; c++)
-    if (*c == '\n' || *c == '\r') *c = ' ';  // one sentence: names from files may carry anything
+    if (*c == '\n' || *c == '\r') *c = ' '; // one sentence: names from files may carry anything
 }
 
 kf_status kf_fail(kf_error *e, kf_status status, const char *format, ...) {

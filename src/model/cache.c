@@ -58,7 +58,8 @@ void kf_sequence_advance(kf_sequence *s, int64_t tokens) {
 static kf_status reserve_layer(kf_sequence *s, layer_pages *l, int64_t tokens, kf_error *e) {
   int64_t need = (tokens + KF_PAGE_TOKENS - 1) / KF_PAGE_TOKENS;
   size_t bytes;
-  if (!kf_dtype_bytes(s->dtype, KF_PAGE_TOKENS * l->columns, &bytes)) return kf_fail(e, KF_ERROR_MEMORY, "a cache page is too large");
+  if (!kf_dtype_bytes(s->dtype, KF_PAGE_TOKENS * l->columns, &bytes))
+    return kf_fail(e, KF_ERROR_MEMORY, "a cache page is too large");
   if (need > l->capacity) {
     int64_t capacity = need > 2 * l->capacity ? need : 2 * l->capacity;
     void **page = realloc(l->page, (size_t)capacity * sizeof *page);

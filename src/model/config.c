@@ -7,15 +7,15 @@
 #include <string.h>
 
 typedef struct kf_family {
-  const char *type;  /* model_type */
-  bool qkv_bias;     /* q, k and v always have biases */
-  bool bias_key;     /* "attention_bias" says so for q, k, v and o (a latent layer: q_a, kv_a and o) */
+  const char *type; /* model_type */
+  bool qkv_bias;    /* q, k and v always have biases */
+  bool bias_key;    /* "attention_bias" says so for q, k, v and o (a latent layer: q_a, kv_a and o) */
   bool qk_norm;
-  bool latent;       /* DeepSeek's attention */
-  bool mscale;       /* yarn's mscale_all_dim multiplies the softmax scale */
+  bool latent; /* DeepSeek's attention */
+  bool mscale; /* yarn's mscale_all_dim multiplies the softmax scale */
   enum { NO_WINDOW, ALWAYS_WINDOW, OPTIONAL_WINDOW } window;
-  int head_dim;      /* when not given; 0: hidden / heads */
-  bool tied;         /* when not given */
+  int head_dim; /* when not given; 0: hidden / heads */
+  bool tied;    /* when not given */
 } kf_family;
 
 static const kf_family families[] = {
@@ -36,12 +36,14 @@ static kf_status find_family(const char *file, const char *type, const kf_family
       *out = &families[i];
       return KF_OK;
     }
-  return kf_fail(e, KF_ERROR_INPUT,
-                 "%s: model_type '%s' is not supported (known: llama, mistral, qwen2, qwen3, smollm3, deepseek_v2, deepseek_v3, kvfold)",
-                 file, type);
+  return kf_fail(
+      e, KF_ERROR_INPUT,
+      "%s: model_type '%s' is not supported (known: llama, mistral, qwen2, qwen3, smollm3, deepseek_v2, deepseek_v3, kvfold)",
+      file, type);
 }
 
-static kf_status read_int(const json_t *o, const char *file, const char *key, int64_t fallback, int64_t high, int *out, kf_error *e) {
+static kf_status read_int(const json_t *o, const char *file, const char *key, int64_t fallback, int64_t high, int *out,
+                          kf_error *e) {
   int64_t v;
   KF_TRY(kf_json_int(o, file, key, fallback, 1, high, &v, e));
   if (v < 1) return kf_fail(e, KF_ERROR_INPUT, "%s: %s is missing", file, key);
@@ -65,8 +67,10 @@ static kf_status read_sizes(const char *file, const json_t *o, const kf_family *
   int fallback = f->head_dim ? f->head_dim : c->hidden / c->heads;
   KF_TRY(read_int(o, file, "head_dim", fallback, 4096, &c->head_dim, e));
   if (c->heads % c->kv_heads)
-    return kf_fail(e, KF_ERROR_INPUT, "%s: num_attention_heads %d is not a multiple of num_key_value_heads %d", file, c->heads, c->kv_heads);
-  if (!f->latent && c->head_dim % 2) return kf_fail(e, KF_ERROR_INPUT, "%s: head_dim %d is odd, and RoPE turns pairs", file, c->head_dim);
+    return kf_fail(e, KF_ERROR_INPUT, "%s: num_attention_heads %d is not a multiple of num_key_value_heads %d", file, c->heads,
+                   c->kv_heads);
+  if (!f->latent && c->head_dim % 2)
+    return kf_fail(e, KF_ERROR_INPUT, "%s: head_dim %d is odd, and RoPE turns pairs", file, c->head_dim);
   const char *act;
   KF_TRY(kf_json_string(o, file, "hidden_act", "silu", &act, e));
   if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
@@ -84,18 +88,21 @@ static kf_status read_eos(const char *file, const json_t *o, kf_config *c, kf_er
   const json_t *v = json_object_get(o, "eos_token_id");
   if (!v || json_is_null(v)) return KF_OK;
   size_t n = json_is_array(v) ? json_array_size(v) : 1;
-  if (n > sizeof c->eos / sizeof *c->eos) return kf_fail(e, KF_ERROR_INPUT, "%s: eos_token_id lists %zu tokens, 16 at most", file, n);
+  if (n > sizeof c->eos / sizeof *c->eos)
+    return kf_fail(e, KF_ERROR_INPUT, "%s: eos_token_id lists %zu tokens, 16 at most", file, n);
   c->eos_count = 0;
   for (size_t i = 0; i < n; i++) {
     const json_t *id = json_is_array(v) ? json_array_get(v, i) : v;
     if (!json_is_integer(id)) return kf_fail(e, KF_ERROR_INPUT, "%s: eos_token_id must be a number or a list of numbers", file);
-    if (json_integer_value(id) >= 0 && json_integer_value(id) <= INT32_MAX) c->eos[c->eos_count++] = (int32_t)json_integer_value(id);
+    if (json_integer_value(id) >= 0 && json_integer_value(id) <= INT32_MAX)
+      c->eos[c->eos_count++] = (int32_t)json_integer_value(id);
   }
   return KF_OK;
 }
 
 /* The sliding window of a layer (0: none), by the family's rule or by "layer_types". */
-static kf_status read_window(const char *file, const json_t *o, const kf_family *f, int layer, bool nope, int64_t *out, kf_error *e) {
+static kf_status read_window(const char *file, const json_t *o, const kf_family *f, int layer, bool nope, int64_t *out,
+                             kf_error *e) {
   *out = 0;
   if (f->window == NO_WINDOW) return KF_OK;
   int64_t window, from;
@@ -105,10 +112,10 @@ static kf_status read_window(const char *file, const json_t *o, const kf_family 
   KF_TRY(kf_json_int(o, file, "max_window_layers", 28, 0, INT64_C(1) << 30, &from, e));
   if (!window || !use) return KF_OK;
   const char *kind = json_string_value(json_array_get(json_object_get(o, "layer_types"), (size_t)layer));
-  bool slides = kind                               ? strcmp(kind, "sliding_attention") == 0
-                : f->window == ALWAYS_WINDOW       ? true
-                : strcmp(f->type, "smollm3") == 0  ? nope
-                                                   : layer >= from;
+  bool slides = kind                              ? strcmp(kind, "sliding_attention") == 0
+                : f->window == ALWAYS_WINDOW      ? true
+                : strcmp(f->type, "smollm3") == 0 ? nope
+                                                  : layer >= from;
   if (slides) *out = window;
   return KF_OK;
 }
@@ -145,27 +152,38 @@ static kf_status keep_first(kf_arena *arena, kf_attention_config *a, int rope_he
   return KF_OK;
 }
 
-static kf_status read_grouped(const char *file, const json_t *o, const kf_family *f, int layer, kf_config *c, kf_attention_config *a, kf_error *e) {
+static kf_status read_grouped(const char *file, const json_t *o, const kf_family *f, int layer, kf_config *c,
+                              kf_attention_config *a, kf_error *e) {
   bool bias = false, rope;
   if (f->bias_key) KF_TRY(kf_json_bool(o, file, "attention_bias", false, &bias, e));
   KF_TRY(has_rope(file, o, f, layer, &rope, e));
   *a = (kf_attention_config){
-      .kind = KF_GROUPED, .heads = c->heads, .kv_heads = c->kv_heads, .d_qk = c->head_dim, .d_v = c->head_dim,
-      .scale = (float)(1 / sqrt(c->head_dim)), .qk_norm = f->qk_norm, .o_bias = bias,
-      .q_bias = bias || f->qkv_bias, .k_bias = bias || f->qkv_bias, .v_bias = bias || f->qkv_bias,
+      .kind = KF_GROUPED,
+      .heads = c->heads,
+      .kv_heads = c->kv_heads,
+      .d_qk = c->head_dim,
+      .d_v = c->head_dim,
+      .scale = (float)(1 / sqrt(c->head_dim)),
+      .qk_norm = f->qk_norm,
+      .o_bias = bias,
+      .q_bias = bias || f->qkv_bias,
+      .k_bias = bias || f->qkv_bias,
+      .v_bias = bias || f->qkv_bias,
   };
   KF_TRY(read_window(file, o, f, layer, !rope, &a->window, e));
   KF_TRY(kf_rope_from_json(file, o, c->head_dim, c->context, &c->arena, &a->rope, e));
   return keep_first(&c->arena, a, a->kv_heads, rope ? c->head_dim / 2 : 0, e);
 }
 
-static kf_status read_deepseek(const char *file, const json_t *o, const kf_family *f, kf_config *c, kf_attention_config *a, kf_error *e) {
+static kf_status read_deepseek(const char *file, const json_t *o, const kf_family *f, kf_config *c, kf_attention_config *a,
+                               kf_error *e) {
   int nope, rope, q_rank = 0;
   int64_t dense, v;
   KF_TRY(kf_json_int(o, file, "first_k_dense_replace", 0, 0, 1 << 20, &dense, e));
   const json_t *experts = json_object_get(o, "n_routed_experts");
   if (dense < c->layers && experts && !json_is_null(experts))
-    return kf_fail(e, KF_ERROR_INPUT, "%s: layers from %d on are mixtures of experts; only dense ones are supported", file, (int)dense);
+    return kf_fail(e, KF_ERROR_INPUT, "%s: layers from %d on are mixtures of experts; only dense ones are supported", file,
+                   (int)dense);
   *a = (kf_attention_config){.kind = KF_LATENT, .heads = c->heads, .kv_heads = c->heads, .kv_a_norm = true, .latent_eps = 1e-6f};
   KF_TRY(read_int(o, file, "kv_lora_rank", 0, MAX_WIDTH, &a->rank, e));
   KF_TRY(read_int(o, file, "qk_nope_head_dim", 0, 4096, &nope, e));
@@ -196,7 +214,8 @@ static kf_status read_converted(const char *file, const json_t *o, int layer, kf
   KF_TRY(kf_json_string(o, file, "attention", "", &kind, e));
   if (strcmp(kind, "grouped") == 0) return KF_OK;
   if (strcmp(kind, "latent") != 0)
-    return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].attention is '%s', expected 'latent' or 'grouped'", file, layer, kind);
+    return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].attention is '%s', expected 'latent' or 'grouped'", file, layer,
+                   kind);
   kf_attention_config n = {.kind = KF_LATENT, .heads = c->heads, .window = a->window};
   int64_t v;
   double real;
@@ -208,8 +227,8 @@ static kf_status read_converted(const char *file, const json_t *o, int layer, kf
   KF_TRY(kf_json_int(o, file, "q_lora_rank", 0, 0, MAX_WIDTH, &v, e));
   n.q_rank = (int)v;
   if (c->heads % n.kv_heads || (n.rope_heads != 1 && n.rope_heads != n.kv_heads))
-    return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d] has %d KV heads and %d rope heads for %d heads", file, layer, n.kv_heads,
-                   n.rope_heads, c->heads);
+    return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d] has %d KV heads and %d rope heads for %d heads", file, layer,
+                   n.kv_heads, n.rope_heads, c->heads);
   KF_TRY(kf_json_real(o, file, "scale", 1 / sqrt(n.d_qk), 1e-12, 1e12, &real, e));
   n.scale = (float)real;
   KF_TRY(kf_json_bool(o, file, "latent_norm", false, &n.kv_a_norm, e));
@@ -222,7 +241,8 @@ static kf_status read_converted(const char *file, const json_t *o, int layer, kf
   KF_TRY(kf_json_bool(o, file, "o_bias", false, &n.o_bias, e));
   KF_TRY(kf_json_bool(o, file, "qk_norm", false, &n.qk_norm, e));
 
-  const json_t *rope = json_object_get(o, "rope"), *pairs = json_object_get(o, "rope_pairs"), *index = json_object_get(o, "rope_index");
+  const json_t *rope = json_object_get(o, "rope"), *pairs = json_object_get(o, "rope_pairs"),
+               *index = json_object_get(o, "rope_index");
   if (!json_is_object(rope)) return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].rope is missing", file, layer);
   KF_TRY(kf_json_int(rope, file, "dim", 0, 0, 8192, &v, e));
   json_t *merged = json_pack("{s:f}", "rope_theta", json_number_value(json_object_get(rope, "theta")));
@@ -239,16 +259,20 @@ static kf_status read_converted(const char *file, const json_t *o, int layer, kf
   int64_t sum = 0;
   for (int g = 0; g < n.rope_heads; g++) {
     const json_t *p = json_array_get(pairs, (size_t)g);
-    if (!json_is_integer(p) || json_integer_value(p) < 0 || 2 * json_integer_value(p) > n.d_qk || json_integer_value(p) > n.rope.dim / 2)
-      return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].rope_pairs[%d] is not between 0 and %d", file, layer, g, n.d_qk / 2);
+    if (!json_is_integer(p) || json_integer_value(p) < 0 || 2 * json_integer_value(p) > n.d_qk ||
+        json_integer_value(p) > n.rope.dim / 2)
+      return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].rope_pairs[%d] is not between 0 and %d", file, layer, g,
+                     n.d_qk / 2);
     sum += count[g] = (int)json_integer_value(p);
   }
   if ((int64_t)json_array_size(index) != sum || (int64_t)json_array_size(pairs) != n.rope_heads)
-    return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d] lists %zu rope_index for %d pairs", file, layer, json_array_size(index), (int)sum);
+    return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d] lists %zu rope_index for %d pairs", file, layer,
+                   json_array_size(index), (int)sum);
   for (int64_t i = 0; i < sum; i++) {
     const json_t *p = json_array_get(index, (size_t)i);
     if (!json_is_integer(p) || json_integer_value(p) < 0 || json_integer_value(p) >= n.rope.dim / 2)
-      return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].rope_index[%d] is not a pair of %d", file, layer, (int)i, n.rope.dim / 2);
+      return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].rope_index[%d] is not a pair of %d", file, layer, (int)i,
+                     n.rope.dim / 2);
     list[i] = (int32_t)json_integer_value(p);
   }
   n.rope_pairs = count;
@@ -257,14 +281,16 @@ static kf_status read_converted(const char *file, const json_t *o, int layer, kf
   return KF_OK;
 }
 
-static kf_status read_layers(const char *file, const json_t *o, const kf_family *f, const json_t *converted, kf_config *c, kf_error *e) {
+static kf_status read_layers(const char *file, const json_t *o, const kf_family *f, const json_t *converted, kf_config *c,
+                             kf_error *e) {
   kf_layer_config *layer = kf_arena_alloc(&c->arena, (size_t)c->layers, sizeof *layer, e);
   if (!layer) return KF_ERROR_MEMORY;
   c->layer = layer;
   for (int i = 0; i < c->layers; i++) {
     layer[i].intermediate = c->intermediate;
     KF_TRY(kf_json_bool(o, file, "mlp_bias", false, &layer[i].mlp_bias, e));
-    KF_TRY(f->latent ? read_deepseek(file, o, f, c, &layer[i].attention, e) : read_grouped(file, o, f, i, c, &layer[i].attention, e));
+    KF_TRY(f->latent ? read_deepseek(file, o, f, c, &layer[i].attention, e)
+                     : read_grouped(file, o, f, i, c, &layer[i].attention, e));
     if (converted) KF_TRY(read_converted(file, json_array_get(converted, (size_t)i), i, c, &layer[i].attention, e));
   }
   return KF_OK;
@@ -279,9 +305,11 @@ kf_status kf_config_from_json(const char *file, json_t *o, json_t *generation, k
   KF_GO(kf_json_string(o, file, "model_type", "", &type, e));
   if (strcmp(type, "kvfold") == 0) {
     int64_t format;
-    if (!json_is_object(ours)) KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: model_type is kvfold, but there is no \"kvfold\" object", file));
+    if (!json_is_object(ours))
+      KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: model_type is kvfold, but there is no \"kvfold\" object", file));
     KF_GO(kf_json_int(ours, file, "format", 0, 0, 1 << 20, &format, e));
-    if (format != 1) KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.format %d is not known to this version (it reads 1)", file, (int)format));
+    if (format != 1)
+      KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.format %d is not known to this version (it reads 1)", file, (int)format));
     KF_GO(kf_json_string(ours, file, "source_model_type", "", &type, e));
     KF_GO(kf_json_string(ours, file, "method", "", &method, e));
     converted = json_object_get(ours, "layers");

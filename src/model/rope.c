@@ -4,10 +4,12 @@
 
 #include "model/config.h"
 
-static const struct { const char *name; kf_rope_type type; } types[] = {
-    {"default", KF_ROPE_DEFAULT}, {"linear", KF_ROPE_LINEAR}, {"dynamic", KF_ROPE_DYNAMIC},
-    {"llama3", KF_ROPE_LLAMA3},   {"yarn", KF_ROPE_YARN},     {"longrope", KF_ROPE_LONGROPE},
-    {"su", KF_ROPE_LONGROPE}, /* longrope's first name */
+static const struct {
+  const char *name;
+  kf_rope_type type;
+} types[] = {
+    {"default", KF_ROPE_DEFAULT}, {"linear", KF_ROPE_LINEAR},     {"dynamic", KF_ROPE_DYNAMIC}, {"llama3", KF_ROPE_LLAMA3},
+    {"yarn", KF_ROPE_YARN},       {"longrope", KF_ROPE_LONGROPE}, {"su", KF_ROPE_LONGROPE}, /* longrope's first name */
 };
 
 const char *kf_rope_type_name(kf_rope_type t) {
@@ -58,7 +60,8 @@ static kf_status read_scaling(const char *file, const json_t *config, const json
 
 kf_status kf_rope_from_json(const char *file, const json_t *config, int dim, int64_t context, kf_arena *arena, kf_rope *out,
                             kf_error *e) {
-  *out = (kf_rope){.type = KF_ROPE_DEFAULT, .dim = dim, .context = context, .original_context = context, .factor = 1, .truncate = true};
+  *out = (kf_rope){
+      .type = KF_ROPE_DEFAULT, .dim = dim, .context = context, .original_context = context, .factor = 1, .truncate = true};
   if (dim < 0 || dim % 2) return kf_fail(e, KF_ERROR_INPUT, "%s: a rotation over %d numbers a head is not even", file, dim);
   const json_t *s = json_object_get(config, "rope_parameters"); /* Transformers 5 */
   if (!s || json_is_null(s)) s = json_object_get(config, "rope_scaling");
@@ -77,8 +80,8 @@ kf_status kf_rope_from_json(const char *file, const json_t *config, int dim, int
     out->type = types[i].type;
     return out->type == KF_ROPE_DEFAULT ? KF_OK : read_scaling(file, config, s, arena, out, e);
   }
-  return kf_fail(e, KF_ERROR_INPUT,
-                 "%s: unknown rope type '%s' (known: default, linear, dynamic, llama3, yarn, longrope)", file, name);
+  return kf_fail(e, KF_ERROR_INPUT, "%s: unknown rope type '%s' (known: default, linear, dynamic, llama3, yarn, longrope)", file,
+                 name);
 }
 
 static double yarn_mscale(double factor, double mscale) {

@@ -24,12 +24,23 @@ const char *kf_weights_kv_a(const kf_config *c) {
 
 /* ---------------------------------------------------------------------------------------------- names in a GGUF */
 
-static const struct { const char *hf, *gguf; } names[] = {
-    {"model.embed_tokens", "token_embd"}, {"model.norm", "output_norm"}, {"lm_head", "output"},
-    {"input_layernorm", "attn_norm"}, {"post_attention_layernorm", "ffn_norm"},
-    {"self_attn.q_proj", "attn_q"}, {"self_attn.k_proj", "attn_k"}, {"self_attn.v_proj", "attn_v"}, {"self_attn.o_proj", "attn_output"},
-    {"self_attn.q_norm", "attn_q_norm"}, {"self_attn.k_norm", "attn_k_norm"},
-    {"mlp.gate_proj", "ffn_gate"}, {"mlp.up_proj", "ffn_up"}, {"mlp.down_proj", "ffn_down"},
+static const struct {
+  const char *hf, *gguf;
+} names[] = {
+    {"model.embed_tokens", "token_embd"},
+    {"model.norm", "output_norm"},
+    {"lm_head", "output"},
+    {"input_layernorm", "attn_norm"},
+    {"post_attention_layernorm", "ffn_norm"},
+    {"self_attn.q_proj", "attn_q"},
+    {"self_attn.k_proj", "attn_k"},
+    {"self_attn.v_proj", "attn_v"},
+    {"self_attn.o_proj", "attn_output"},
+    {"self_attn.q_norm", "attn_q_norm"},
+    {"self_attn.k_norm", "attn_k_norm"},
+    {"mlp.gate_proj", "ffn_gate"},
+    {"mlp.up_proj", "ffn_up"},
+    {"mlp.down_proj", "ffn_down"},
 };
 
 /* "model.layers.3.mlp.up_proj.weight" -> "blk.3.ffn_up.weight"; false when GGUF has no such tensor. */
@@ -69,19 +80,22 @@ bool kf_weights_has(const kf_weights *w, const char *name) {
   return find(w, name) != NULL;
 }
 
-static kf_status check_shape(const kf_weights *w, const char *name, const kf_view *v, int64_t rows, int64_t columns, kf_error *e) {
+static kf_status check_shape(const kf_weights *w, const char *name, const kf_view *v, int64_t rows, int64_t columns,
+                             kf_error *e) {
   if (!v) return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s is missing", kf_source_path(w->source), name);
   bool vector = v->dims == 1;
   int64_t r = v->dims ? v->shape[0] : 0, c = v->dims == 2 ? v->shape[1] : 1;
   if (v->dims > 2 || v->dims < 1 || r != rows || c != columns) {
     char found[96] = "";
-    for (int i = 0, n = 0; i < v->dims && n < 80; i++) n += snprintf(found + n, sizeof found - (size_t)n, i ? " x %lld" : "%lld", (long long)v->shape[i]);
-    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s is [%s], but config.json makes it [%lld%s%.0lld]", kf_source_file(w->source, v), v->name,
-                   found, (long long)rows, columns == 1 && vector ? "" : " x ", columns == 1 && vector ? 0LL : (long long)columns);
+    for (int i = 0, n = 0; i < v->dims && n < 80; i++)
+      n += snprintf(found + n, sizeof found - (size_t)n, i ? " x %lld" : "%lld", (long long)v->shape[i]);
+    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s is [%s], but config.json makes it [%lld%s%.0lld]",
+                   kf_source_file(w->source, v), v->name, found, (long long)rows, columns == 1 && vector ? "" : " x ",
+                   columns == 1 && vector ? 0LL : (long long)columns);
   }
   if (!kf_dtype_is_float(v->dtype))
-    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has type %s, expected floating-point weights", kf_source_file(w->source, v), v->name,
-                   kf_dtype_name(v->dtype));
+    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has type %s, expected floating-point weights", kf_source_file(w->source, v),
+                   v->name, kf_dtype_name(v->dtype));
   return KF_OK;
 }
 
@@ -112,7 +126,8 @@ kf_status kf_weights_read(const kf_weights *w, const char *name, int64_t rows, i
   return s;
 }
 
-kf_status kf_weights_readf(const kf_weights *w, int64_t rows, int64_t columns, float **out, kf_error *e, const char *format, ...) {
+kf_status kf_weights_readf(const kf_weights *w, int64_t rows, int64_t columns, float **out, kf_error *e, const char *format,
+                           ...) {
   char name[NAME];
   va_list args;
   va_start(args, format);
@@ -137,7 +152,8 @@ kf_status kf_weights_embedding(const kf_weights *w, const kf_view **out, kf_erro
 kf_dtype kf_weights_dtype(const kf_weights *w) {
   size_t bytes[KF_DTYPES] = {0};
   int best = KF_F32;
-  for (int i = 0; i < kf_source_count(w->source); i++) bytes[kf_source_at(w->source, i)->dtype] += kf_source_at(w->source, i)->bytes;
+  for (int i = 0; i < kf_source_count(w->source); i++)
+    bytes[kf_source_at(w->source, i)->dtype] += kf_source_at(w->source, i)->bytes;
   for (int t = 0; t < KF_DTYPES; t++)
     if (bytes[t] > bytes[best]) best = t;
   return (kf_dtype)best;

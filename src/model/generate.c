@@ -1,0 +1,140 @@
+/* Sampling and generation. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/random.h"
+#include "model/model.h"
+
+typedef struct candidate {
+  float logit;
+  int32_t id;
+} candidate;
+
+static int descending(const void *a, const void *b) {
+  const candidate *x = a, *y = b;
+  return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : (x->id > y->id) - (x->id < y->id);
+}
+
+static int32_t argmax(const float *logits, int n) {
+  int32_t best = 0;
+  for (int32_t i = 1; i < n; i++)
+    if (logits[i] > logits[best]) best = i;
+  return best;
+}
+
+/* Temperature, then top-k, then top-p, as Hugging Face orders them. list: [n] work space. */
+static int32_t sample(const float *logits, int n, const kf_generate_options *o, kf_random *random, candidate *list) {
+  if (o->greedy || o->temperature <= 0) return argmax(logits, n);
+  for (int i = 0; i < n; i++) list[i] = (candidate){logits[i] / o->temperature, i};
+  qsort(list, (size_t)n, sizeof *list, descending);
+  int kept = o->top_k > 0 && o->top_k < n ? o->top_k : n;
+  double sum = 0, below = 0;
+  for (int i = 0; i < kept; i++) sum += exp((double)list[i].logit - list[0].logit);
+  if (o->top_p > 0 && o->top_p < 1) {
+    int i = 0;
+    for (; i < kept && below < o->top_p * sum; i++) below += exp((double)list[i].logit - list[0].logit);
+    kept = i ? i : 1;
+    sum = below;
+  }
+  double r = kf_random_uniform(random) * sum, passed = 0;
+  for (int i = 0; i < kept; i++)
+    if ((passed += exp((double)list[i].logit - list[0].logit)) > r) return list[i].id;
+  return list[kept - 1].id;
+}
+
+static double seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool ends(const kf_model *m, const kf_tokenizer *t, int32_t id) {
+  for (int i = 0; i < m->config.eos_count; i++)
+    if (m->config.eos[i] == id) return true;
+  return t && kf_tokenizer_eos(t) == id;
+}
+
+typedef struct output {
+  const kf_generate_options *o;
+  kf_buffer text;
+} output;
+
+static kf_status emit(output *out, kf_text *piece, kf_error *e) {
+  kf_status s = kf_buffer_add(&out->text, piece->data, piece->bytes, e);
+  if (s == KF_OK && piece->bytes && out->o->on_text) out->o->on_text(out->o->user, piece->data, piece->bytes);
+  kf_text_free(piece);
+  return s;
+}
+
+typedef struct generator {
+  kf_model *model;
+  const kf_tokenizer *tokenizer;
+  kf_batch *batch;
+  kf_decoder *decoder;
+  float *logits;
+  candidate *list;
+  kf_random random;
+  output out;
+} generator;
+
+static kf_status decode_loop(generator *g, const kf_generate_options *o, size_t limit, kf_generation *out, kf_error *e) {
+  int vocabulary = g->model->config.vocabulary;
+  double started = seconds();
+  while (out->ids.count < limit) {
+    int32_t id = sample(g->logits, vocabulary, o, &g->random, g->list);
+    if (ends(g->model, g->tokenizer, id)) break;
+    out->ids.data[out->ids.count++] = id;
+    kf_text piece = {0};
+    KF_TRY(kf_decoder_push(g->decoder, id, &piece, e));
+    KF_TRY(emit(&g->out, &piece, e));
+    if (out->ids.count < limit) KF_TRY(kf_batch_step(g->batch, &(kf_feed){0, &id, 1}, 1, g->logits, e));
+  }
+  double took = seconds() - started;
+  size_t steps = out->ids.count ? out->ids.count - (out->ids.count == limit) : 0;
+  out->decode_tokens_per_second = took > 0 && steps ? (double)steps / took : 0;
+  kf_text piece = {0};
+  KF_TRY(kf_decoder_finish(g->decoder, &piece, e));
+  return emit(&g->out, &piece, e);
+}
+
+static kf_status run(generator *g, const int32_t *prompt, size_t count, const kf_generate_options *o, kf_generation *out,
+                     kf_error *e) {
+  kf_model *m = g->model;
+  int64_t room = m->config.context - (int64_t)count;
+  size_t limit = o->max_new_tokens > 0 ? (size_t)o->max_new_tokens : room > 0 ? (size_t)room : 0;
+  KF_TRY(kf_batch_create(m, 1, &g->batch, e));
+  KF_TRY(kf_decoder_create(g->tokenizer, o->skip_special, &g->decoder, e));
+  KF_NEW(g->logits, m->config.vocabulary, e);
+  KF_NEW(g->list, m->config.vocabulary, e);
+  KF_NEW(out->ids.data, limit + 1, e);
+  kf_random_seed(&g->random, o->seed);
+  double started = seconds();
+  KF_TRY(kf_batch_step(g->batch, &(kf_feed){0, prompt, count}, 1, g->logits, e));
+  out->prefill_tokens_per_second = (double)count / (seconds() - started);
+  KF_TRY(decode_loop(g, o, limit, out, e));
+  out->cache_bytes = kf_batch_cache_bytes(g->batch);
+  return KF_OK;
+}
+
+kf_status kf_generate(kf_model *m, const kf_tokenizer *t, const int32_t *prompt, size_t count, const kf_generate_options *o,
+                      kf_generation *out, kf_error *e) {
+  *out = (kf_generation){0};
+  if (!count) return kf_fail(e, KF_ERROR_INPUT, "the prompt has no tokens");
+  generator g = {.model = m, .tokenizer = t, .out.o = o};
+  kf_status s = run(&g, prompt, count, o, out, e);
+  kf_batch_free(g.batch);
+  kf_decoder_free(g.decoder);
+  free(g.logits);
+  free(g.list);
+  if (s == KF_OK && !g.out.text.data) s = kf_buffer_add(&g.out.text, "", 0, e);
+  out->text = (kf_text){g.out.text.data, g.out.text.bytes};
+  if (s != KF_OK) kf_generation_free(out);
+  return s;
+}
+
+void kf_generation_free(kf_generation *g) {
+  kf_text_free(&g->text);
+  kf_ids_free(&g->ids);
+}
