@@ -32,6 +32,10 @@ void kf_batch_free(kf_batch *b) {
   free(b);
 }
 
+kf_model *kf_batch_model(const kf_batch *b) {
+  return b->model;
+}
+
 void kf_batch_reset(kf_batch *b, int sequence) {
   if (sequence >= 0 && sequence < b->sequences) kf_sequence_reset(b->sequence[sequence]);
 }

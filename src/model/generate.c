@@ -50,9 +50,9 @@ static double seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static bool ends(const kf_model *m, const kf_tokenizer *t, int32_t id) {
-  for (int i = 0; i < m->config.eos_count; i++)
-    if (m->config.eos[i] == id) return true;
+static bool ends(const kf_config *c, const kf_tokenizer *t, int32_t id) {
+  for (int i = 0; i < c->eos_count; i++)
+    if (c->eos[i] == id) return true;
   return t && kf_tokenizer_eos(t) == id;
 }
 
@@ -69,9 +69,10 @@ static kf_status emit(output *out, kf_text *piece, kf_error *e) {
 }
 
 typedef struct generator {
-  kf_model *model;
-  const kf_tokenizer *tokenizer;
   kf_batch *batch;
+  int sequence;
+  const kf_config *config;
+  const kf_tokenizer *tokenizer;
   kf_decoder *decoder;
   float *logits;
   candidate *list;
@@ -79,21 +80,26 @@ typedef struct generator {
   output out;
 } generator;
 
+static kf_status feed(generator *g, const int32_t *ids, size_t count, kf_error *e) {
+  return kf_batch_step(g->batch, &(kf_feed){g->sequence, ids, count}, 1, g->logits, e);
+}
+
 static kf_status decode_loop(generator *g, const kf_generate_options *o, size_t limit, kf_generation *out, kf_error *e) {
-  int vocabulary = g->model->config.vocabulary;
   double started = seconds();
+  size_t steps = 0;
   while (out->ids.count < limit) {
-    int32_t id = sample(g->logits, vocabulary, o, &g->random, g->list);
-    if (ends(g->model, g->tokenizer, id)) break;
+    int32_t id = sample(g->logits, g->config->vocabulary, o, &g->random, g->list);
+    if (ends(g->config, g->tokenizer, id)) break;
     out->ids.data[out->ids.count++] = id;
     kf_text piece = {0};
     KF_TRY(kf_decoder_push(g->decoder, id, &piece, e));
     KF_TRY(emit(&g->out, &piece, e));
-    if (out->ids.count < limit) KF_TRY(kf_batch_step(g->batch, &(kf_feed){0, &id, 1}, 1, g->logits, e));
+    if (out->ids.count == limit) break;
+    KF_TRY(feed(g, &id, 1, e));
+    steps++;
   }
   double took = seconds() - started;
-  size_t steps = out->ids.count ? out->ids.count - (out->ids.count == limit) : 0;
-  out->decode_tokens_per_second = took > 0 && steps ? (double)steps / took : 0;
+  out->decode_tokens_per_second = took > 0 ? (double)steps / took : 0;
   kf_text piece = {0};
   KF_TRY(kf_decoder_finish(g->decoder, &piece, e));
   return emit(&g->out, &piece, e);
@@ -101,36 +107,43 @@ static kf_status decode_loop(generator *g, const kf_generate_options *o, size_t 
 
 static kf_status run(generator *g, const int32_t *prompt, size_t count, const kf_generate_options *o, kf_generation *out,
                      kf_error *e) {
-  kf_model *m = g->model;
-  int64_t room = m->config.context - (int64_t)count;
+  int64_t room = g->config->context - kf_batch_tokens(g->batch, g->sequence) - (int64_t)count;
   size_t limit = o->max_new_tokens > 0 ? (size_t)o->max_new_tokens : room > 0 ? (size_t)room : 0;
-  KF_TRY(kf_batch_create(m, 1, &g->batch, e));
   KF_TRY(kf_decoder_create(g->tokenizer, o->skip_special, &g->decoder, e));
-  KF_NEW(g->logits, m->config.vocabulary, e);
-  KF_NEW(g->list, m->config.vocabulary, e);
+  KF_NEW(g->logits, g->config->vocabulary, e);
+  KF_NEW(g->list, g->config->vocabulary, e);
   KF_NEW(out->ids.data, limit + 1, e);
   kf_random_seed(&g->random, o->seed);
   double started = seconds();
-  KF_TRY(kf_batch_step(g->batch, &(kf_feed){0, prompt, count}, 1, g->logits, e));
+  KF_TRY(feed(g, prompt, count, e));
   out->prefill_tokens_per_second = (double)count / (seconds() - started);
   KF_TRY(decode_loop(g, o, limit, out, e));
   out->cache_bytes = kf_batch_cache_bytes(g->batch);
   return KF_OK;
 }
 
-kf_status kf_generate(kf_model *m, const kf_tokenizer *t, const int32_t *prompt, size_t count, const kf_generate_options *o,
-                      kf_generation *out, kf_error *e) {
+kf_status kf_batch_generate(kf_batch *b, int sequence, const kf_tokenizer *t, const int32_t *prompt, size_t count,
+                            const kf_generate_options *o, kf_generation *out, kf_error *e) {
   *out = (kf_generation){0};
   if (!count) return kf_fail(e, KF_ERROR_INPUT, "the prompt has no tokens");
-  generator g = {.model = m, .tokenizer = t, .out.o = o};
+  generator g = {.batch = b, .sequence = sequence, .config = &kf_batch_model(b)->config, .tokenizer = t, .out.o = o};
   kf_status s = run(&g, prompt, count, o, out, e);
-  kf_batch_free(g.batch);
   kf_decoder_free(g.decoder);
   free(g.logits);
   free(g.list);
   if (s == KF_OK && !g.out.text.data) s = kf_buffer_add(&g.out.text, "", 0, e);
   out->text = (kf_text){g.out.text.data, g.out.text.bytes};
   if (s != KF_OK) kf_generation_free(out);
+  return s;
+}
+
+kf_status kf_generate(kf_model *m, const kf_tokenizer *t, const int32_t *prompt, size_t count, const kf_generate_options *o,
+                      kf_generation *out, kf_error *e) {
+  kf_batch *b;
+  *out = (kf_generation){0};
+  KF_TRY(kf_batch_create(m, 1, &b, e));
+  kf_status s = kf_batch_generate(b, 0, t, prompt, count, o, out, e);
+  kf_batch_free(b);
   return s;
 }
 

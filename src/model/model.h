@@ -28,4 +28,7 @@ kf_status kf_model_forward(kf_model *m, float *x, const kf_span *spans, int coun
 /* logits [rows, vocabulary] of rows of hidden states [rows, hidden]: final norm and head. scratch is the model's own. */
 kf_status kf_model_logits(kf_model *m, const float *x, int64_t rows, float *logits, kf_error *e);
 
+/* The model whose sequences a batch holds. */
+kf_model *kf_batch_model(const kf_batch *b);
+
 #endif
