@@ -154,7 +154,7 @@ static kf_status keep_first(kf_arena *arena, kf_attention_config *a, int rope_he
 
 static kf_status read_grouped(const char *file, const json_t *o, const kf_family *f, int layer, kf_config *c,
                               kf_attention_config *a, kf_error *e) {
-  bool bias = false, rope;
+  bool bias = false, rope = true;
   if (f->bias_key) KF_TRY(kf_json_bool(o, file, "attention_bias", false, &bias, e));
   KF_TRY(has_rope(file, o, f, layer, &rope, e));
   *a = (kf_attention_config){
@@ -177,7 +177,7 @@ static kf_status read_grouped(const char *file, const json_t *o, const kf_family
 
 static kf_status read_deepseek(const char *file, const json_t *o, const kf_family *f, kf_config *c, kf_attention_config *a,
                                kf_error *e) {
-  int nope, rope, q_rank = 0;
+  int nope = 0, rope = 0;
   int64_t dense, v;
   KF_TRY(kf_json_int(o, file, "first_k_dense_replace", 0, 0, 1 << 20, &dense, e));
   const json_t *experts = json_object_get(o, "n_routed_experts");
@@ -190,14 +190,13 @@ static kf_status read_deepseek(const char *file, const json_t *o, const kf_famil
   KF_TRY(read_int(o, file, "qk_rope_head_dim", 0, 4096, &rope, e));
   KF_TRY(read_int(o, file, "v_head_dim", 0, 4096, &a->d_v, e));
   KF_TRY(kf_json_int(o, file, "q_lora_rank", 0, 0, MAX_WIDTH, &v, e));
-  q_rank = (int)v;
-  a->q_rank = q_rank;
-  a->q_a_norm = q_rank > 0;
+  a->q_rank = (int)v;
+  a->q_a_norm = a->q_rank > 0;
   a->d_qk = nope + rope;
   KF_TRY(kf_json_bool(o, file, "rope_interleave", true, &a->rope_interleaved, e));
   bool bias;
   KF_TRY(kf_json_bool(o, file, "attention_bias", false, &bias, e));
-  a->q_a_bias = bias && q_rank;
+  a->q_a_bias = bias && a->q_rank;
   a->kv_a_bias = a->o_bias = bias;
   KF_TRY(kf_rope_from_json(file, o, rope, c->context, &c->arena, &a->rope, e));
   double scale = 1 / sqrt(a->d_qk);

@@ -24,23 +24,47 @@ static int32_t argmax(const float *logits, int n) {
   return best;
 }
 
+/* Moves the k largest to the front, in any order (quickselect). */
+static void select_largest(candidate *list, int n, int k) {
+  for (int low = 0, high = n - 1; low < high;) {
+    candidate pivot = list[low + (high - low) / 2];
+    int i = low, j = high;
+    while (i <= j) {
+      while (descending(&list[i], &pivot) < 0) i++;
+      while (descending(&list[j], &pivot) > 0) j--;
+      if (i > j) break;
+      candidate swap = list[i];
+      list[i++] = list[j];
+      list[j--] = swap;
+    }
+    if (k - 1 <= j)
+      high = j;
+    else if (k - 1 >= i)
+      low = i;
+    else
+      break;
+  }
+}
+
 /* Temperature, then top-k, then top-p, as Hugging Face orders them. list: [n] work space. */
 static int32_t sample(const float *logits, int n, const kf_generate_options *o, kf_random *random, candidate *list) {
   if (o->greedy || o->temperature <= 0) return argmax(logits, n);
-  for (int i = 0; i < n; i++) list[i] = (candidate){logits[i] / o->temperature, i};
-  qsort(list, (size_t)n, sizeof *list, descending);
   int kept = o->top_k > 0 && o->top_k < n ? o->top_k : n;
+  float largest = logits[argmax(logits, n)] / o->temperature;
+  for (int i = 0; i < n; i++) list[i] = (candidate){logits[i] / o->temperature, i};
+  if (kept < n) select_largest(list, n, kept);
   double sum = 0, below = 0;
-  for (int i = 0; i < kept; i++) sum += exp((double)list[i].logit - list[0].logit);
+  for (int i = 0; i < kept; i++) sum += exp((double)list[i].logit - largest);
   if (o->top_p > 0 && o->top_p < 1) {
+    qsort(list, (size_t)kept, sizeof *list, descending);
     int i = 0;
-    for (; i < kept && below < o->top_p * sum; i++) below += exp((double)list[i].logit - list[0].logit);
-    kept = i ? i : 1;
+    for (; i < kept && below < o->top_p * sum; i++) below += exp((double)list[i].logit - largest);
+    kept = i;
     sum = below;
   }
   double r = kf_random_uniform(random) * sum, passed = 0;
   for (int i = 0; i < kept; i++)
-    if ((passed += exp((double)list[i].logit - list[0].logit)) > r) return list[i].id;
+    if ((passed += exp((double)list[i].logit - largest)) > r) return list[i].id;
   return list[kept - 1].id;
 }
 

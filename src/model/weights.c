@@ -176,7 +176,7 @@ static kf_status say(const visitor *v, const char *name, int64_t rows, int64_t c
 }
 
 static kf_status matrix(const visitor *v, const char *name, int64_t rows, int64_t columns, bool bias) {
-  char full[NAME];
+  char full[128];
   snprintf(full, sizeof full, "%s.weight", name);
   KF_TRY(say(v, full, rows, columns));
   snprintf(full, sizeof full, "%s.bias", name);
@@ -184,7 +184,7 @@ static kf_status matrix(const visitor *v, const char *name, int64_t rows, int64_
 }
 
 static kf_status each_latent(const visitor *v, const kf_config *c, const kf_attention_config *a) {
-  char kv_a[NAME];
+  char kv_a[64];
   snprintf(kv_a, sizeof kv_a, "self_attn.%s", kf_weights_kv_a(c));
   int64_t q = (int64_t)a->heads * a->d_qk;
   if (a->q_rank) {
