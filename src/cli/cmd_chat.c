@@ -176,9 +176,9 @@ const cli_command cli_chat = {
     .defaults = &defaults,
     .run = run,
     .description =
-        "Reads messages from standard input, one a line, and streams the answers. The conversation is rendered through the "
-        "model's own chat template; what the cache holds already is not computed again. /reset begins anew, /exit or the "
-        "end of the input leaves.",
+        "Reads messages from standard input, one a line, and streams the answers. The conversation is rendered through "
+        "the model's own chat template; what the cache holds already is not computed again. /reset begins anew, /exit "
+        "or the end of the input leaves.",
     .keys = "one object a line and answer:\n"
             "text, ids                   the answer and its tokens; it ends before EOS\n"
             "prompt_tokens               tokens of the whole conversation so far\n"

@@ -17,8 +17,7 @@ static const cli_option options[] = {
     {"method", "NAME", CLI_TEXT, offsetof(arguments, method), 0, 0,
      "mha2mla, x-ecomla, or none (only writes the model anew: GGUF to a directory, another dtype)"},
     {"cache", "N|P%", CLI_TEXT, offsetof(arguments, cache), 0, 0,
-     "the budget in elements per token and layer, latent and all rope dimensions together; P% of the source's, rounded down; "
-     "default 50%"},
+     "elements per token and layer, latent and all rope dimensions; P% of the source's, rounded down; default 50%"},
     {"set", "KEY=VALUE ...", CLI_LIST, offsetof(arguments, set), 0, 0, "a key of the method, below; may be repeated"},
     {"dtype", "f32|bf16|f16", CLI_TEXT, offsetof(arguments, dtype), 0, 0,
      "of the weights written; default: the source's, bf16 for a quantised one"},
@@ -146,38 +145,33 @@ const cli_command cli_convert = {
     .bytes = sizeof(arguments),
     .run = run,
     .description =
-        "Reads SRC layer by layer and writes DST, a directory that info, eval, generate and chat load like any other. DST must "
-        "not "
-        "exist. Until all is written the work stands in DST.partial; the same command resumes there after an interruption. The "
-        "same "
-        "input gives the same bytes. A budget above what a layer can use is clamped, and said so; an explicit rank above it is "
-        "an "
-        "error.\n\n"
-        "       mha2mla keeps RoPE on a few pairs of each KV head and factors the rest of K with V; --cache N gives\n"
-        "       rank = N - 2 x KV heads x rope_pairs. Keys of --set:\n"
-        "         rope_policy=high|low|uniform|2-norm|high-low|2-norm-global   which pairs are kept; default 2-norm\n"
-        "                           with calibration text or ranks_file, else high\n"
-        "         rope_pairs=N      pairs kept per KV head; default max(1, head_dim / 16)\n"
-        "         rank=N            the layer's whole latent width\n"
-        "         svd=joint|split|k-only|v-only|none   default joint; split: half of rank each for K and V\n"
-        "         ranks_file=FILE   2-norm ranks or scores from a safetensors file instead of calibration text\n"
-        "         score=product|sum of the 2-norms: the paper's product (default), or the sum of its first version\n"
-        "         layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
-        "         singular_values=up|down|split   where they go; default up\n\n"
-        "       x-ecomla has one RoPE key for all heads and factors K with V; --cache N gives kv_rank = N - rope_dim.\n"
-        "       Keys of --set:\n"
-        "         kv_rank=N         latent width\n"
-        "         q_rank=N|full|parity   full (default): the query stays one matrix; parity: what keeps the parameter count\n"
-        "         rope_dim=N        width of the shared RoPE key; default head_dim / 2\n"
-        "         nope_dim=N        rows of each head without rotation; default head_dim - rope_dim\n"
-        "         kv_energy=X, q_energy=X   ranks per layer by the part of the energy kept, up to 1\n"
-        "         layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
-        "         latent_norm=false|true   RMSNorm on the latents; default false\n"
-        "         singular_values=down|up|split   default by variant\n"
-        "         rope_scaling=base|yarn   default base\n"
-        "         kv_b=kv|query     one up-projection a KV head (default) or a query head\n"
-        "         variant=code|paper   where the two differ: place of the singular values, rule of the energy ranks; default "
-        "code",
+        "Reads SRC layer by layer and writes DST, a directory that info, eval, generate and chat load like any other. "
+        "DST must not exist. Until all is written the work stands in DST.partial; the same command resumes there after "
+        "an interruption. The same input gives the same bytes. A budget above what a layer can use is clamped, and "
+        "said so; an explicit rank above it is an error.",
+    .settings = "mha2mla keeps RoPE on a few pairs of each KV head and factors the rest of K with V; --cache N gives\n"
+                "rank = N - 2 x KV heads x rope_pairs.\n"
+                "  rope_policy=high|low|uniform|2-norm|high-low|2-norm-global   which pairs are kept; default 2-norm\n"
+                "                    with calibration text or ranks_file, else high\n"
+                "  rope_pairs=N      pairs kept per KV head; default max(1, head_dim / 16)\n"
+                "  rank=N            the layer's whole latent width\n"
+                "  svd=joint|split|k-only|v-only|none   default joint; split: half of rank each for K and V\n"
+                "  ranks_file=FILE   2-norm ranks or scores from a safetensors file instead of calibration text\n"
+                "  score=product|sum of the 2-norms: the paper's product (default), or the sum of its first version\n"
+                "  layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
+                "  singular_values=up|down|split   where they go; default up\n\n"
+                "x-ecomla has one RoPE key for all heads and factors K with V; --cache N gives kv_rank = N - rope_dim.\n"
+                "  kv_rank=N         latent width\n"
+                "  q_rank=N|full|parity   full (default): the query stays one matrix; parity: what keeps the parameter count\n"
+                "  rope_dim=N        width of the shared RoPE key; default head_dim / 2\n"
+                "  nope_dim=N        rows of each head without rotation; default head_dim - rope_dim\n"
+                "  kv_energy=X, q_energy=X   ranks per layer by the part of the energy kept, up to 1\n"
+                "  layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
+                "  latent_norm=false|true   RMSNorm on the latents; default false\n"
+                "  singular_values=down|up|split   default by variant\n"
+                "  rope_scaling=base|yarn   default base\n"
+                "  kv_b=kv|query     one up-projection a KV head (default) or a query head\n"
+                "  variant=code|paper   place of the singular values and rule of the energy ranks; default code",
     .keys = "path, method                     strings\n"
             "source_cache_elements_per_token, cache_elements_per_token   summed over layers\n"
             "source_parameters, parameters\n"

@@ -95,10 +95,9 @@ const cli_command cli_eval = {
     .bytes = sizeof(arguments),
     .run = run,
     .description =
-        "The file is tokenised once, without special tokens, and cut into consecutive windows of N tokens; a last shorter one is "
-        "dropped. Inside a window token i is predicted from tokens 0..i-1 of the window, so a window predicts N-1 tokens, and N "
-        "when "
-        "BOS is put in front. Every figure is over exactly the tokens that nll counts.",
+        "The file is tokenised once, without special tokens, and cut into consecutive windows of N tokens; a last "
+        "shorter one is dropped. Inside a window token i is predicted from tokens 0..i-1 of the window, so a window "
+        "predicts N-1 tokens, and N when BOS is put in front. Every figure is over exactly the tokens that nll counts.",
     .keys = "tokens                tokens predicted\n"
             "windows               windows evaluated\n"
             "nll                   mean negative log-likelihood, nats a token\n"

@@ -94,11 +94,9 @@ const cli_command cli_generate = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run,
-    .description =
-        "Tokenises the prompt (special tokens by the tokenizer's own rule) and appends tokens until EOS, the limit or the end of "
-        "the "
-        "model's context. Without --json the text streams to stdout after the prompt, and one line of statistics goes to stderr. "
-        "Without --greedy tokens are sampled; the same seed gives the same text.",
+    .description = "Tokenises the prompt (special tokens by the tokenizer's own rule) and appends tokens until EOS, the limit or "
+                   "the end of the model's context. Without --json the text streams to stdout after the prompt, and one line of "
+                   "statistics goes to stderr. Without --greedy tokens are sampled; the same seed gives the same text.",
     .keys = "text                        the new text, special tokens left out\n"
             "ids                         the new tokens; generation ends before EOS\n"
             "prompt_tokens               tokens of the prompt\n"

@@ -125,11 +125,9 @@ const cli_command cli_info = {
     .options = options,
     .bytes = sizeof(arguments),
     .run = run,
-    .description =
-        "Reads the configuration and the table of tensors, not the weights, and prints the architecture, the size of the KV "
-        "cache "
-        "of one token (elements over all layers; bytes in bf16) and at 4k, 32k and 128k tokens, and the type that this machine "
-        "will multiply in.",
+    .description = "Reads the configuration and the table of tensors, not the weights, and prints the architecture, the size of "
+                   "the KV cache of one token (elements over all layers; bytes in bf16) and at 4k, 32k and 128k tokens, and the "
+                   "type that this machine will multiply in.",
     .keys = "path, family, method     strings; method is \"\" unless kvfold converted the model\n"
             "dtype, compute, rope     strings: of the stored weights; what auto computes in here; RoPE scaling\n"
             "parameters               numbers in the checkpoint, a tied head counted once\n"

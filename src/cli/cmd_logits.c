@@ -74,9 +74,8 @@ const cli_command cli_logits = {
     .options = options,
     .bytes = sizeof(arguments),
     .run = run,
-    .description =
-        "Runs the model over one sequence and writes one f32 tensor named \"logits\" of shape [tokens, vocabulary]: row i "
-        "holds the logits after tokens 0..i. For comparing models with each other and with other programs.",
+    .description = "Runs the model over one sequence and writes one f32 tensor named \"logits\" of shape [tokens, vocabulary]: "
+                   "row i holds the logits after tokens 0..i. For comparing models with each other and with other programs.",
     .keys = "tokens, vocabulary  the shape\n"
             "out                 the file that was written",
     .examples = "kvfold logits examples/books-7m --tokens 403,407,261 --out logits.safetensors\n"

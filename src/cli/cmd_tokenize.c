@@ -87,9 +87,8 @@ const cli_command cli_tokenize = {
     .options = options,
     .bytes = sizeof(arguments),
     .run = run,
-    .description =
-        "Encodes TEXT, a file, or standard input with the tokenizer of MODEL. Text that spells an added token becomes that "
-        "token. As text, prints one token a line: the id, a tab, the vocabulary's own spelling.",
+    .description = "Encodes TEXT, a file, or standard input with the tokenizer of MODEL. Text that spells an added token becomes "
+                   "that token. As text, prints one token a line: the id, a tab, the vocabulary's own spelling.",
     .keys = "ids     array of token ids\n"
             "pieces  array of strings, the vocabulary's own spelling of each\n"
             "text    with --decode instead of both",

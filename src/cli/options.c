@@ -161,17 +161,11 @@ void cli_free_lists(const cli_command *c, void *arguments) {
 
 /* ------------------------------------------------------------------------------------------------ help */
 
-/* Words of `text` filled into lines of at most 96 columns after `indent` spaces; a newline in it is kept. */
+/* Words of `text` filled into lines of at most 96 columns after `indent` spaces. */
 static void fill(const char *text, int indent) {
   int column = 0;
   for (const char *p = text; *p;) {
-    if (*p == '\n') {
-      putchar('\n');
-      column = 0;
-      p++;
-      continue;
-    }
-    int n = (int)strcspn(p, " \n");
+    int n = (int)strcspn(p, " ");
     if (column && column + 1 + n > 96) {
       putchar('\n');
       column = 0;
@@ -208,6 +202,7 @@ void cli_help(const cli_command *c) {
     fill(o->help, 14);
   }
   printf("       --help\n              print this page\n");
+  lines("KEYS OF --set", c->settings);
   lines("KEYS (with --json)", c->keys);
   lines("EXAMPLES", c->examples);
   lines("EXIT STATUS", "0  done\n1  the model, the files or the machine did not allow it; one sentence on stderr says why\n"

@@ -64,10 +64,10 @@ typedef struct cli_command {
   const char *operands; /* "MODEL [TEXT]" */
   int least_operands, most_operands;
   const cli_option *options;
-  size_t bytes;                              /* of the argument struct */
-  const void *defaults;                      /* one such struct, or NULL: zeros */
-  int (*run)(void *arguments);               /* gives the exit code */
-  const char *description, *keys, *examples; /* of the help */
+  size_t bytes;                                         /* of the argument struct */
+  const void *defaults;                                 /* one such struct, or NULL: zeros */
+  int (*run)(void *arguments);                          /* gives the exit code */
+  const char *description, *settings, *keys, *examples; /* of the help; settings may be NULL */
 } cli_command;
 
 extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert;
