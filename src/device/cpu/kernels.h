@@ -1,0 +1,61 @@
+/* The kernels that differ by instruction set: one table each, chosen when the device is opened.
+ *
+ * Products work on panels. A panel holds 64 outputs side by side: step s of the inner dimension is 64 f32, or 64 pairs
+ * of bf16 (elements 2s and 2s + 1 of each output): the layout that oneDNN calls BA16a64b (BA16a64b2a in bf16), so that
+ * packed weights serve both. Inner dimensions are padded with zeros to a whole step.
+ */
+#ifndef KF_CPU_KERNELS_H
+#define KF_CPU_KERNELS_H
+
+#include "device/device.h"
+
+enum {
+  KF_PANEL = 64,    /* outputs of a panel */
+  KF_TILE = 128,    /* keys of one step of the flash loop: two panels */
+  KF_ROW_GROUP = 6, /* rows that multiply() likes best */
+};
+
+typedef struct kf_vector_kernels {
+  float (*sum_squares)(const float *x, int64_t n);
+  void (*scale)(float *y, const float *x, const float *w, float factor, int64_t n); /* y = x * factor * w */
+  void (*rotate)(float *first, float *second, const float *cos, const float *sin, int n);
+  void (*swiglu)(float *y, const float *gate, const float *up, int64_t n);
+  void (*to_bf16)(uint16_t *y, const float *x, int64_t n);
+  void (*from_bf16)(float *y, const uint16_t *x, int64_t n);
+  float (*most)(const float *x, int64_t n);
+  double (*sum_exp)(const float *x, float most, int64_t n); /* of e^(x - most) */
+  /* sum of e^(r - r_most) (r - x); *difference: max |r - x| */
+  double (*divergence)(const float *r, float r_most, const float *x, int64_t n, double *difference);
+  /* y[j] (+)= x . w[j, :] + bias[j]; w: [n, k] rows. x: [m, k], y: [m, y_stride]. Small m. */
+  void (*dot_rows)(float *y, int64_t y_stride, const float *x, int64_t m, const float *w, int64_t n, int64_t k, const float *bias,
+                   bool add);
+} kf_vector_kernels;
+
+/* Products in one compute type. `element` is that type's; leading dimensions count elements. */
+typedef struct kf_tile_kernels {
+  kf_dtype type;
+  int step; /* inner elements of one step: 1 or 2 */
+  /* y = x in the compute type, padded with zeros to `padded`. */
+  void (*convert)(void *y, const float *x, int64_t n, int64_t padded);
+  /* Panel whose outputs are 64 rows (keys): rows[i] + column .. + n of type `from`; 64 pointers. */
+  void (*pack_keys)(void *panel, const void *const *rows, kf_dtype from, int64_t column, int64_t n);
+  /* Panel whose outputs are columns column .. + n (n <= 64, the rest zero) and whose inner dimension is `count` rows. */
+  void (*pack_values)(void *panel, const void *const *rows, int count, kf_dtype from, int64_t column, int64_t n);
+  /* c[r][0 .. columns) = alpha[r] * c[r] + sum over `inner` of a[r] x panel; alpha NULL: without the first term.
+   * Columns are rounded up to 16; c has room for 64. */
+  void (*multiply)(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows, int columns,
+                   const float *alpha);
+  /* One row of the online softmax. s: scores of `count` keys (a multiple of 16), those outside [low, high) invisible;
+   * factor (NULL: 1) multiplies the scores, `scale` (with log2 e in it) too. p = 2^(s - maximum) in the compute type.
+   * Updates *maximum and *sum and returns what earlier sums must be multiplied by. */
+  float (*softmax)(float *s, int count, int low, int high, const float *factor, float scale, float *maximum, float *sum, void *p);
+} kf_tile_kernels;
+
+extern const kf_vector_kernels kf_vector_portable;
+extern const kf_tile_kernels kf_tile_portable;
+#if defined(__x86_64__)
+extern const kf_vector_kernels kf_vector_avx2, kf_vector_avx512;
+extern const kf_tile_kernels kf_tile_avx2, kf_tile_avx512, kf_tile_avx512bf16;
+#endif
+
+#endif

@@ -1,0 +1,145 @@
+#if defined(__x86_64__)
+#include "device/cpu/kernels.h"
+#include "device/cpu/simd.h"
+#include "device/cpu/softmax.h"
+#include "device/cpu/transpose_avx512.h"
+
+typedef __m512i pairs; /* 16 pairs of bf16 */
+
+static inline pairs to_pairs(vf low, vf high) {
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/* 2 x 16 elements of a row from `column` on, those at n and beyond zero. */
+static inline pairs load_pairs(const void *row, kf_dtype from, int64_t column, int64_t n) {
+  __mmask32 mask = n >= 32 ? 0xffffffffu : (__mmask32)((1ull << n) - 1);
+  if (from == KF_BF16) return _mm512_maskz_loadu_epi16(mask, (const uint16_t *)row + column);
+  const float *x = (const float *)row + column;
+  return to_pairs(_mm512_maskz_loadu_ps((__mmask16)mask, x), _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), x + 16));
+}
+
+static void convert(void *y, const float *x, int64_t n, int64_t padded) {
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) _mm512_storeu_si512((uint16_t *)y + i, load_pairs(x, KF_F32, i, 32));
+  for (; i < padded; i += 32) {
+    __mmask32 mask = padded - i >= 32 ? 0xffffffffu : (__mmask32)((1ull << (padded - i)) - 1);
+    _mm512_mask_storeu_epi16((uint16_t *)y + i, mask, load_pairs(x, KF_F32, i, n > i ? n - i : 0));
+  }
+}
+
+static void pack_keys(void *panel, const void *const *rows, kf_dtype from, int64_t column, int64_t n) {
+  for (int key = 0; key < KF_PANEL; key += 16) {
+    for (int64_t l = 0; l < n; l += 32) {
+      __m512i block[16];
+      int64_t steps = n - l < 32 ? (n - l + 1) / 2 : 16;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) block[i] = load_pairs(rows[key + i], from, column + l, n - l);
+      transpose16(block);
+      uint32_t *to = (uint32_t *)panel + l / 2 * KF_PANEL + key;
+      for (int i = 0; i < steps; i++) _mm512_storeu_si512(to + (int64_t)i * KF_PANEL, block[i]);
+    }
+  }
+}
+
+/* Words of a and b interleaved: a0 b0 a1 b1 ... */
+static inline void interleave(pairs a, pairs b, pairs *low, pairs *high) {
+  const __m512i lo = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                      35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i hi = _mm512_add_epi16(lo, _mm512_set1_epi16(16));
+  *low = _mm512_permutex2var_epi16(a, lo, b);
+  *high = _mm512_permutex2var_epi16(a, hi, b);
+}
+
+static void pack_values(void *panel, const void *const *rows, int count, kf_dtype from, int64_t column, int64_t n) {
+  for (int i = 0; i < count; i += 2) {
+    uint32_t *to = (uint32_t *)panel + (int64_t)(i / 2) * KF_PANEL;
+    for (int64_t l = 0; l < KF_PANEL; l += 32) {
+      int64_t left = n > l ? n - l : 0;
+      pairs low, high, a = load_pairs(rows[i], from, column + l, left);
+      pairs b = i + 1 < count ? load_pairs(rows[i + 1], from, column + l, left) : _mm512_setzero_si512();
+      interleave(a, b, &low, &high);
+      _mm512_storeu_si512(to + l, low);
+      _mm512_storeu_si512(to + l + 16, high);
+    }
+  }
+}
+
+static inline __attribute__((always_inline)) void tile(float *c, int64_t ldc, const uint16_t *a, int64_t lda,
+                                                       const uint32_t *panel, int64_t steps, const float *alpha, const int R,
+                                                       const int V) {
+  vf sum[KF_ROW_GROUP][4];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      sum[r][v] = vf_set(0);
+      if (alpha) sum[r][v] = vf_load(c + r * ldc + v * VL) * vf_set(alpha[r]);
+    }
+  }
+  for (int64_t l = 0; l < steps; l++) {
+    __m512bh b[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_si512(panel + l * KF_PANEL + v * VL);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      int32_t pair;
+      memcpy(&pair, a + r * lda + 2 * l, sizeof pair);
+      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x, b[v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) vf_store(c + r * ldc + v * VL, sum[r][v]);
+  }
+}
+
+static inline __attribute__((always_inline)) void tile_columns(float *c, int64_t ldc, const uint16_t *a, int64_t lda,
+                                                               const uint32_t *panel, int64_t steps, const float *alpha,
+                                                               const int R, int columns) {
+  switch ((columns + 15) / 16) {
+  case 1: tile(c, ldc, a, lda, panel, steps, alpha, R, 1); break;
+  case 2: tile(c, ldc, a, lda, panel, steps, alpha, R, 2); break;
+  case 3: tile(c, ldc, a, lda, panel, steps, alpha, R, 3); break;
+  default: tile(c, ldc, a, lda, panel, steps, alpha, R, 4);
+  }
+}
+
+static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows,
+                     int columns, const float *alpha) {
+  int64_t steps = (inner + 1) / 2;
+  for (int64_t r = 0; r < rows; r += KF_ROW_GROUP) {
+    float *to = c + r * ldc;
+    const uint16_t *from = (const uint16_t *)a + r * lda;
+    const float *factors = alpha ? alpha + r : NULL;
+    switch (rows - r) {
+    case 1: tile_columns(to, ldc, from, lda, panel, steps, factors, 1, columns); break;
+    case 2: tile_columns(to, ldc, from, lda, panel, steps, factors, 2, columns); break;
+    case 3: tile_columns(to, ldc, from, lda, panel, steps, factors, 3, columns); break;
+    case 4: tile_columns(to, ldc, from, lda, panel, steps, factors, 4, columns); break;
+    case 5: tile_columns(to, ldc, from, lda, panel, steps, factors, 5, columns); break;
+    default: tile_columns(to, ldc, from, lda, panel, steps, factors, 6, columns);
+    }
+  }
+}
+
+static float softmax(float *s, int count, int low, int high, const float *factor, float scale, float *maximum, float *sum,
+                     void *p) {
+  float shift, alpha = softmax_begin(s, count, low, high, factor, scale, maximum, sum, &shift);
+  vf total = vf_set(0);
+  for (int i = 0; i < count; i += 32) {
+    vf a = vf_exp2(vf_fma(vf_load(s + i), vf_set(scale), vf_set(-shift)));
+    vf b = vf_exp2(vf_fma(vf_load(s + i + 16), vf_set(scale), vf_set(-shift)));
+    total = total + (a + b);
+    _mm512_storeu_si512((uint16_t *)p + i, to_pairs(a, b));
+  }
+  *sum += vf_sum(total);
+  return alpha;
+}
+
+const kf_tile_kernels kf_tile_avx512bf16 = {KF_BF16, 2, convert, pack_keys, pack_values, multiply, softmax};
+#else
+typedef int kf_not_x86;
+#endif

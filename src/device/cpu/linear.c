@@ -1,0 +1,146 @@
+/* Weights and y = x W^T: many rows through oneDNN, few rows (decoding) through our own kernels at memory speed; both read
+ * the same packed weights. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "device/cpu/cpu.h"
+
+enum {
+  OWN_ROWS = 16,     /* up to here our kernels beat oneDNN */
+  INNER_CHUNK = 512, /* elements of a panel that stay in the L1 cache while several groups of rows use them */
+};
+
+static void weight_free(kf_device *d, kf_weight *w) {
+  (void)d;
+  if (!w) return;
+  free(w->data);
+  free(w->bias);
+  free(w);
+}
+
+static size_t weight_bytes(const kf_weight *w) {
+  return w->bytes;
+}
+
+static kf_status weight_create(kf_device *d, bool panels, const float *bias, int64_t n, int64_t k, kf_weight **out, kf_error *e) {
+  kf_weight *w;
+  KF_NEW(w, 1, e);
+  *w = (kf_weight){.type = d->compute, .n = n, .k = k, .panels = panels, .inner = k};
+  if (panels) w->inner = kf_round_up(k, d->compute == KF_BF16 ? 32 : 16);
+  int64_t rows = panels ? kf_round_up(n, KF_PANEL) : n;
+  w->data = kf_alloc((size_t)rows, (size_t)w->inner * kf_element(w->type), e);
+  if (bias) w->bias = kf_alloc((size_t)n, sizeof *bias, e);
+  if (!w->data || (bias && !w->bias)) {
+    weight_free(d, w);
+    return KF_ERROR_MEMORY;
+  }
+  if (bias) memcpy(w->bias, bias, (size_t)n * sizeof *bias);
+  w->bytes = (size_t)(rows * w->inner) * kf_element(w->type) + (bias ? (size_t)n * sizeof *bias : 0);
+  *out = w;
+  return KF_OK;
+}
+
+static void *panel_at(const kf_weight *w, int64_t panel) {
+  return (char *)w->data + (size_t)(panel * KF_PANEL * w->inner) * kf_element(w->type);
+}
+
+/* Outputs of the last panel beyond n are zero. */
+static void pack_panel(const kf_tile_kernels *tile, const kf_weight *w, const float *from, int64_t panel, const float *zeros) {
+  const void *rows[KF_PANEL];
+  for (int64_t i = 0; i < KF_PANEL; i++) rows[i] = panel * KF_PANEL + i < w->n ? from + (panel * KF_PANEL + i) * w->k : zeros;
+  tile->pack_keys(panel_at(w, panel), rows, KF_F32, 0, w->k);
+}
+
+static kf_status pack(kf_device *d, const float *w, const float *bias, int64_t n, int64_t k, kf_weight **out, kf_error *e) {
+  kf_cpu *c = kf_cpu_of(d);
+  if (c->isa < KF_ISA_AVX512) {
+    KF_TRY(weight_create(d, false, bias, n, k, out, e));
+    memcpy((*out)->data, w, (size_t)(n * k) * sizeof *w);
+    return KF_OK;
+  }
+  float *zeros;
+  KF_NEW(zeros, k, e);
+  kf_status s = weight_create(d, true, bias, n, k, out, e);
+  if (s == KF_OK) {
+    int64_t panels = (n + KF_PANEL - 1) / KF_PANEL;
+#pragma omp parallel for num_threads(d->threads)
+    for (int64_t p = 0; p < panels; p++) pack_panel(c->tile, *out, w, p, zeros);
+  }
+  free(zeros);
+  return s;
+}
+
+static kf_status plain(kf_device *d, const float *w, int64_t n, int64_t k, kf_weight **out, kf_error *e) {
+  KF_TRY(weight_create(d, false, NULL, n, k, out, e));
+  kf_cpu_of(d)->tile->convert((*out)->data, w, n * k, n * k);
+  return KF_OK;
+}
+
+/* x in the compute type, rows padded with zeros to `inner`. */
+static const void *convert_input(kf_cpu *c, const float *x, int64_t m, int64_t k, int64_t inner) {
+  if (c->device.compute == KF_F32 && inner == k) return x;
+  size_t row = (size_t)inner * kf_element(c->device.compute);
+  char *to = kf_scratch(c, KF_SCRATCH_INPUT, (size_t)m * row);
+  if (!to) return NULL;
+#pragma omp parallel for num_threads(kf_threads_for(c, (double)(m * k)))
+  for (int64_t i = 0; i < m; i++) c->tile->convert(to + (size_t)i * row, x + i * k, k, inner);
+  return to;
+}
+
+/* m <= OWN_ROWS rows against one panel. */
+static void panel_rows(const kf_cpu *c, float *y, const char *x, const kf_weight *w, int64_t panel, int64_t m, bool add) {
+  float sum[OWN_ROWS * KF_PANEL], one[OWN_ROWS];
+  size_t element = kf_element(w->type);
+  const char *data = panel_at(w, panel);
+  for (int64_t i = 0; i < m; i++) one[i] = 1;
+  int64_t first = panel * KF_PANEL, columns = kf_least(KF_PANEL, w->n - first), chunk = m > KF_ROW_GROUP ? INNER_CHUNK : w->inner;
+  for (int64_t l = 0; l < w->inner; l += chunk)
+    c->tile->multiply(sum, KF_PANEL, x + (size_t)l * element, w->inner, data + (size_t)(l * KF_PANEL) * element,
+                      kf_least(chunk, w->inner - l), m, (int)columns, l ? one : NULL);
+  for (int64_t i = 0; i < m; i++) {
+    float *to = y + i * w->n + first;
+    for (int64_t j = 0; j < columns; j++) to[j] = (add ? to[j] : 0) + sum[i * KF_PANEL + j] + (w->bias ? w->bias[first + j] : 0);
+  }
+}
+
+static void linear_panels(kf_cpu *c, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
+  const char *input = convert_input(c, x, m, w->k, w->inner);
+  if (!input) return;
+  int64_t panels = (w->n + KF_PANEL - 1) / KF_PANEL;
+#pragma omp parallel for schedule(static) num_threads(kf_threads_for(c, (double)(w->n * w->k)))
+  for (int64_t p = 0; p < panels; p++) panel_rows(c, y, input, w, p, m, add);
+}
+
+static void linear_dots(kf_cpu *c, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
+  int64_t blocks = (w->n + KF_PANEL - 1) / KF_PANEL;
+#pragma omp parallel for schedule(static) num_threads(kf_threads_for(c, (double)(w->n * w->k)))
+  for (int64_t b = 0; b < blocks; b++) {
+    int64_t j = b * KF_PANEL, count = kf_least(KF_PANEL, w->n - j);
+    c->vector->dot_rows(y + j, w->n, x, m, (const float *)w->data + j * w->k, count, w->k, w->bias ? w->bias + j : NULL, add);
+  }
+}
+
+static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
+  kf_cpu *c = kf_cpu_of(d);
+  if (m < 1 || d->error.status != KF_OK) return;
+  if (m <= OWN_ROWS && w->panels) {
+    linear_panels(c, y, x, w, m, add);
+    return;
+  }
+  if (m <= 4 && !w->panels) {
+    linear_dots(c, y, x, w, m, add);
+    return;
+  }
+  const void *input = convert_input(c, x, m, w->k, w->k);
+  if (!input) return;
+  kf_onednn_shape shape = {m, w->n, w->k, w->type, w->panels, w->bias != NULL, add};
+  kf_onednn_linear(c->onednn, &shape, y, input, w->data, w->bias, &d->error);
+}
+
+void kf_cpu_linear_table(kf_device *d) {
+  d->pack = pack;
+  d->plain = plain;
+  d->weight_free = weight_free;
+  d->weight_bytes = weight_bytes;
+  d->linear = linear;
+}

@@ -1,0 +1,456 @@
+/* Every fast operation against its plain reference, on random shapes, for each instruction set that this machine has.
+ * With --speed: what each costs beside its reference. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <math.h>
+
+#include <cmocka.h>
+
+#include "base/random.h"
+#include "device/cpu/cpu.h"
+#include "device/reference.h"
+
+static kf_device *device;
+static kf_random dice;
+
+static int below(int n) {
+  return (int)(kf_random_u64(&dice) % (uint64_t)n);
+}
+static int between(int low, int high) {
+  return low + below(high - low + 1);
+}
+
+static float *numbers(int64_t n) {
+  float *x = malloc((size_t)n * sizeof *x + 4);
+  assert_non_null(x);
+  for (int64_t i = 0; i < n; i++) x[i] = (float)kf_random_normal(&dice);
+  return x;
+}
+/* As the device multiplies them: inputs rounded once, so that only the order of sums differs. */
+static float *rounded(int64_t n) {
+  float *x = numbers(n);
+  for (int64_t i = 0; i < n && device->compute == KF_BF16; i++) x[i] = kf_bf16_to_f32(kf_f32_to_bf16(x[i]));
+  return x;
+}
+static float *copy(const float *x, int64_t n) {
+  float *y = malloc((size_t)n * sizeof *y + 4);
+  assert_non_null(y);
+  memcpy(y, x, (size_t)n * sizeof *y);
+  return y;
+}
+
+/* |a - b| <= tolerance x the root mean square of b. */
+static void compare(const char *what, const float *a, const float *b, int64_t n, double tolerance) {
+  double square = 0, worst = 0;
+  int64_t at = 0;
+  for (int64_t i = 0; i < n; i++) square += (double)b[i] * b[i];
+  double scale = sqrt(square / (double)(n > 0 ? n : 1)) + 1e-30;
+  for (int64_t i = 0; i < n; i++) {
+    double gap = fabs((double)a[i] - b[i]) / scale;
+    if (!(gap <= worst)) {
+      worst = gap;
+      at = i;
+    }
+  }
+  if (!(worst <= tolerance))
+    fail_msg("%s (%s, %s): number %lld of %lld is %.9g, expected %.9g (%.3g of the mean, allowed %.3g)", what, device->isa,
+             device->compute == KF_BF16 ? "bf16" : "f32", (long long)at, (long long)n, (double)a[at], (double)b[at], worst,
+             tolerance);
+}
+static void check_device(void) {
+  kf_error e = {0};
+  if (kf_device_check(device, &e) != KF_OK) fail_msg("%s", e.message);
+}
+/* Sums of k products in f32. */
+static double sum_tolerance(int64_t k) {
+  return 4e-7 * sqrt((double)k) + 1e-6;
+}
+
+/* ------------------------------------------------------------------------------------------------ products */
+
+static void try_linear(int64_t m, int64_t n, int64_t k, bool biased, bool add) {
+  float *x = rounded(m * k), *w = rounded(n * k), *bias = biased ? numbers(n) : NULL;
+  float *y = numbers(m * n), *expected = copy(y, m * n);
+  kf_weight *packed = NULL;
+  kf_error e = {0};
+  assert_int_equal(device->pack(device, w, bias, n, k, &packed, &e), KF_OK);
+  assert_true(device->weight_bytes(packed) >= (size_t)(n * k) * kf_element(device->compute));
+  device->linear(device, y, x, packed, m, add);
+  check_device();
+  kf_reference_linear(expected, x, w, bias, m, n, k, add);
+  char name[96];
+  snprintf(name, sizeof name, "linear m=%d n=%d k=%d bias=%d add=%d", (int)m, (int)n, (int)k, biased, add);
+  compare(name, y, expected, m * n, sum_tolerance(k));
+  device->weight_free(device, packed);
+  free(x), free(w), free(bias), free(y), free(expected);
+}
+
+static void linear(void **state) {
+  (void)state;
+  static const int rows[] = {1, 2, 3, 5, 6, 7, 12, 13, 16, 17, 33, 100};
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    try_linear(rows[i], 64, 32, false, false);
+    try_linear(rows[i], between(1, 200), between(1, 300), i % 2, i % 3 == 0);
+    try_linear(rows[i], between(1, 40), between(500, 1300), i % 2 == 0, i % 3 == 1);
+  }
+}
+
+typedef struct heads_case {
+  int64_t m;
+  int heads, kv_heads, rank, stride;
+  kf_head_rows rows[8];
+  float *w, *bias;
+  int64_t w_rows;
+  kf_weight *plain;
+} heads_case;
+
+static heads_case make_heads(void) {
+  heads_case c = {.kv_heads = between(1, 4), .rank = between(1, 150)};
+  static const int tokens[] = {1, 2, 3, 7, 50};
+  c.m = tokens[below(5)];
+  c.heads = c.kv_heads * between(1, 4);
+  for (int g = 0; g < c.kv_heads; g++) {
+    c.rows[g] = (kf_head_rows){c.w_rows + below(3), between(1, 90)};
+    c.w_rows = c.rows[g].first + c.rows[g].count;
+    if (c.rows[g].count > c.stride) c.stride = (int)c.rows[g].count;
+  }
+  c.stride += below(4);
+  c.w = rounded(c.w_rows * c.rank);
+  c.bias = numbers(c.w_rows);
+  kf_error e;
+  assert_int_equal(device->plain(device, c.w, c.w_rows, c.rank, &c.plain, &e), KF_OK);
+  return c;
+}
+
+static void free_heads(heads_case *c) {
+  device->weight_free(device, c->plain);
+  free(c->w), free(c->bias);
+}
+
+static void heads(void **state) {
+  (void)state;
+  for (int round = 0; round < 12; round++) {
+    heads_case c = make_heads();
+    int64_t all = c.m * c.heads;
+    float *x = rounded(all * c.stride), *y = numbers(all * c.rank), *expected = copy(y, all * c.rank);
+    device->head_transposed(device, y, x, c.m, c.heads, c.stride, c.plain, c.rows, c.kv_heads);
+    kf_reference_head_transposed(expected, x, c.m, c.heads, c.stride, c.w, c.rank, c.rows, c.kv_heads);
+    check_device();
+    compare("head_transposed", y, expected, all * c.rank, sum_tolerance(100));
+    float *latent = rounded(all * c.rank), *v = numbers(all * c.stride), *v_expected = copy(v, all * c.stride);
+    const float *bias = round % 2 ? c.bias : NULL;
+    device->head_times(device, v, c.stride, latent, c.m, c.heads, c.plain, c.rows, c.kv_heads, bias);
+    kf_reference_head_times(v_expected, c.stride, latent, c.m, c.heads, c.w, c.rank, c.rows, c.kv_heads, bias);
+    check_device();
+    compare("head_times", v, v_expected, all * c.stride, sum_tolerance(100));
+    free(x), free(y), free(expected), free(latent), free(v), free(v_expected);
+    free_heads(&c);
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------ caches, attention */
+
+/* Pages filled with random numbers. */
+static kf_rows make_rows(int64_t tokens, int page_tokens, int64_t columns, kf_dtype dtype) {
+  int64_t count = (tokens + page_tokens - 1) / page_tokens;
+  void **pages = calloc((size_t)count + 1, sizeof *pages);
+  assert_non_null(pages);
+  for (int64_t p = 0; p < count; p++) {
+    float *x = numbers(page_tokens * columns);
+    pages[p] = x;
+    if (dtype != KF_BF16) continue;
+    uint16_t *h = malloc((size_t)(page_tokens * columns) * sizeof *h);
+    assert_non_null(h);
+    for (int64_t i = 0; i < page_tokens * columns; i++) h[i] = kf_f32_to_bf16(x[i]);
+    free(x);
+    pages[p] = h;
+  }
+  return (kf_rows){pages, page_tokens, columns, dtype};
+}
+static void free_rows(kf_rows *rows, int64_t tokens) {
+  for (int64_t p = 0; p < (tokens + rows->page_tokens - 1) / rows->page_tokens; p++) free(rows->pages[p]);
+  free((void *)(uintptr_t)rows->pages);
+}
+
+static void store_fetch(void **state) {
+  (void)state;
+  for (int round = 0; round < 20; round++) {
+    int64_t at = below(100), m = between(1, 150), n = between(1, 90), column = below(5), stride = n + below(7);
+    kf_dtype dtype = round % 2 ? KF_BF16 : KF_F32;
+    kf_rows ours = make_rows(at + m, round % 3 ? 64 : 7, column + n + below(3), dtype);
+    float *x = numbers(m * stride), *y = numbers(m * stride), *expected = copy(y, m * stride);
+    device->store(device, &ours, at, m, column, n, x, stride);
+    kf_reference_fetch(expected, stride, &ours, at, m, column, n);
+    device->fetch(device, y, stride, &ours, at, m, column, n);
+    assert_memory_equal(y, expected, (size_t)(m * stride) * sizeof *y);
+    kf_reference_store(&ours, at, m, column, n, x, stride);
+    device->fetch(device, expected, stride, &ours, at, m, column, n);
+    assert_memory_equal(y, expected, (size_t)(m * stride) * sizeof *y);
+    check_device();
+    free(x), free(y), free(expected);
+    free_rows(&ours, at + m);
+  }
+}
+
+enum { MOST_SEQUENCES = 3 };
+
+/* A score of size s is off by s x 2^-24, and its probability with it. bf16: probabilities are rounded before they weigh the
+ * values. */
+static double attention_tolerance(void) {
+  return device->compute == KF_BF16 ? 2e-2 : 1.5e-5;
+}
+
+static void try_attention(const kf_attention_shape *shape, int count, const int64_t *m, const int64_t *past, kf_dtype dtype) {
+  kf_attention ours[MOST_SEQUENCES], theirs[MOST_SEQUENCES];
+  for (int i = 0; i < count; i++) {
+    int64_t columns = (int64_t)shape->kv_heads * (shape->d_qk + shape->d_v) + below(3), wide = (int64_t)shape->heads * shape->d_v;
+    ours[i] = (kf_attention){.q = rounded(m[i] * shape->heads * shape->d_qk),
+                             .out = numbers(m[i] * wide),
+                             .m = m[i],
+                             .past = past[i],
+                             .rows = make_rows(m[i] + past[i], 64, columns, dtype)};
+    theirs[i] = ours[i];
+    theirs[i].out = copy(ours[i].out, m[i] * wide);
+  }
+  kf_error e;
+  device->attention(device, shape, ours, count);
+  check_device();
+  assert_int_equal(kf_reference_attention(shape, theirs, count, &e), KF_OK);
+  for (int i = 0; i < count; i++) {
+    char name[160];
+    snprintf(name, sizeof name, "attention m=%d past=%d heads=%d/%d d=%d/%d window=%d", (int)m[i], (int)past[i], shape->heads,
+             shape->kv_heads, shape->d_qk, shape->d_v, (int)shape->window);
+    compare(name, ours[i].out, theirs[i].out, m[i] * shape->heads * shape->d_v, attention_tolerance());
+    free((void *)(uintptr_t)ours[i].q), free(ours[i].out), free(theirs[i].out);
+    free_rows(&ours[i].rows, m[i] + past[i]);
+  }
+}
+
+static void attention(void **state) {
+  (void)state;
+  static const int64_t rows[] = {1, 2, 3, 5, 7, 16, 33, 100, 200};
+  for (int round = 0; round < 36; round++) {
+    int kv_heads = between(1, 3);
+    kf_attention_shape shape = {
+        .heads = kv_heads * between(1, 4), .kv_heads = kv_heads, .d_qk = between(1, 100), .d_v = between(1, 100)};
+    if (round % 3 == 0) shape.d_qk = shape.d_v = 64;
+    shape.scale = 1 / sqrtf((float)shape.d_qk);
+    if (round % 4 == 3) shape.window = between(1, 150);
+    int count = between(1, MOST_SEQUENCES);
+    int64_t m[MOST_SEQUENCES], past[MOST_SEQUENCES];
+    for (int i = 0; i < count; i++) {
+      m[i] = round % 2 ? rows[below(3)] : rows[below(9)];
+      past[i] = below(3) ? below(round % 5 ? 300 : 900) : 0;
+    }
+    try_attention(&shape, count, m, past, device->compute);
+    if (round % 6 == 0) try_attention(&shape, count, m, past, device->compute == KF_BF16 ? KF_F32 : KF_BF16);
+  }
+}
+
+static void latent_attention(void **state) {
+  (void)state;
+  static const int64_t rows[] = {1, 1, 2, 5, 33, 100};
+  for (int round = 0; round < 24; round++) {
+    int kv_heads = between(1, 3), offset[3], width[3];
+    kf_latent_shape shape = {.heads = kv_heads * between(1, 4),
+                             .kv_heads = kv_heads,
+                             .rank = between(1, 160),
+                             .rope_offset = offset,
+                             .rope_width = width,
+                             .inverse_rms = -1,
+                             .scale = 0.15f};
+    int64_t columns = shape.rank;
+    for (int g = 0; g < kv_heads; g++) {
+      width[g] = round % 3 == 0 && g ? width[0] : 2 * between(0, 12);
+      offset[g] = round % 3 == 0 ? shape.rank : (int)columns;
+      columns = offset[g] + width[g];
+      if (width[g] > shape.rope_stride) shape.rope_stride = width[g];
+    }
+    shape.rope_stride += below(3);
+    if (round % 4 == 2) shape.inverse_rms = (int)columns;
+    columns += kv_heads;
+    if (round % 5 == 4) shape.window = between(1, 100);
+    int64_t m = rows[below(6)], past = below(4) ? below(700) : 0;
+    kf_latent_attention ours = {.q_latent = rounded(m * shape.heads * shape.rank),
+                                .q_rope = rounded(m * shape.heads * shape.rope_stride + 1),
+                                .out = numbers(m * shape.heads * shape.rank),
+                                .rows = make_rows(m + past, 64, columns, device->compute),
+                                .m = m,
+                                .past = past};
+    kf_latent_attention theirs = ours;
+    theirs.out = copy(ours.out, m * shape.heads * shape.rank);
+    kf_error e;
+    device->latent_attention(device, &shape, &ours, 1);
+    check_device();
+    assert_int_equal(kf_reference_latent_attention(&shape, &theirs, 1, &e), KF_OK);
+    compare("latent_attention", ours.out, theirs.out, m * shape.heads * shape.rank, attention_tolerance());
+    free((void *)(uintptr_t)ours.q_latent), free((void *)(uintptr_t)ours.q_rope), free(ours.out), free(theirs.out);
+    free_rows(&ours.rows, m + past);
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------ rows */
+
+static void norms(void **state) {
+  (void)state;
+  static const int rows[] = {1, 3, 100};
+  for (int round = 0; round < 12; round++) {
+    int m = rows[round % 3], n = between(1, 700), w_heads = between(1, 3), h = w_heads * between(1, 3), d = between(1, 90);
+    float *x = numbers((int64_t)m * n), *w = numbers(n), *y = copy(x, (int64_t)m * n), *expected = copy(x, (int64_t)m * n);
+    device->rmsnorm(device, round % 2 ? y : expected, x, w, m, n, 1e-5f);
+    kf_reference_rmsnorm(round % 2 ? expected : y, x, w, m, n, 1e-5f);
+    compare("rmsnorm", y, expected, (int64_t)m * n, 2e-6);
+    int64_t stride = (int64_t)h * d + below(5);
+    float *q = numbers(m * stride), *q_expected = copy(q, m * stride), *qw = numbers((int64_t)w_heads * d);
+    device->head_norm(device, q, m, stride, h, d, qw, w_heads, 1e-6f);
+    kf_reference_head_norm(q_expected, m, stride, h, d, qw, w_heads, 1e-6f);
+    compare("head_norm", q, q_expected, m * stride, 2e-6);
+    check_device();
+    free(x), free(w), free(y), free(expected), free(q), free(q_expected), free(qw);
+  }
+}
+
+static void rope(void **state) {
+  (void)state;
+  for (int round = 0; round < 12; round++) {
+    int pairs = between(1, 40), m = between(1, 120), positions = 50, blocks = between(1, 6);
+    int32_t index[40], position[120];
+    kf_rope_block block[6];
+    int64_t stride = 0;
+    for (int j = 0; j < 40; j++) index[j] = below(pairs);
+    for (int i = 0; i < m; i++) position[i] = below(positions);
+    for (int b = 0; b < blocks; b++) {
+      block[b] = (kf_rope_block){(int)stride + below(3), between(1, pairs), b % 2 ? index : NULL};
+      stride = block[b].offset + 2 * block[b].pairs;
+    }
+    float *x = numbers(m * stride), *expected = copy(x, m * stride), *c = numbers((int64_t)positions * pairs),
+          *s = numbers((int64_t)positions * pairs);
+    device->rope(device, x, m, stride, block, blocks, c, s, pairs, position);
+    kf_reference_rope(expected, m, stride, block, blocks, c, s, pairs, position);
+    check_device();
+    compare("rope", x, expected, m * stride, 2e-6);
+    free(x), free(expected), free(c), free(s);
+  }
+}
+
+static void swiglu(void **state) {
+  (void)state;
+  for (int round = 0; round < 6; round++) {
+    int64_t m = between(1, 60), f = between(1, 300);
+    float *x = numbers(m * 2 * f), *y = numbers(m * f), *expected = numbers(m * f);
+    for (int64_t i = 0; i < m * 2 * f; i++) x[i] *= 8;
+    x[0] = -150;
+    device->swiglu(device, y, x, m, f);
+    kf_reference_swiglu(expected, x, m, f);
+    check_device();
+    compare("swiglu", y, expected, m * f, 3e-6);
+    free(x), free(y), free(expected);
+  }
+}
+
+static void losses(void **state) {
+  (void)state;
+  for (int round = 0; round < 8; round++) {
+    int64_t m = between(1, 20), v = round ? between(1, 3000) : 49152;
+    float *r = numbers(m * v), *x = copy(r, m * v);
+    int32_t target[20], best[20], best_expected[20];
+    double nll[20], nll_expected[20], kl[20], kl_expected[20], gap[20], gap_expected[20];
+    for (int64_t i = 0; i < m * v; i++) {
+      r[i] *= 6;
+      x[i] = r[i] + 0.3f * (float)kf_random_normal(&dice);
+    }
+    if (v > 2) x[v - 1] = x[v / 2] = 40; /* the first of equals wins */
+    for (int64_t i = 0; i < m; i++) target[i] = below((int)v);
+    device->cross_entropy(device, x, target, m, v, nll, best);
+    kf_reference_cross_entropy(x, target, m, v, nll_expected, best_expected);
+    device->divergence(device, r, x, m, v, kl, gap);
+    kf_reference_divergence(r, x, m, v, kl_expected, gap_expected);
+    check_device();
+    for (int64_t i = 0; i < m; i++) {
+      assert_int_equal(best[i], best_expected[i]);
+      assert_true(fabs(nll[i] - nll_expected[i]) <= 1e-6 * (1 + fabs(nll_expected[i])));
+      assert_true(fabs(kl[i] - kl_expected[i]) <= 1e-6 * (1 + fabs(kl_expected[i])));
+      assert_true(fabs(gap[i] - gap_expected[i]) <= 1e-6 * (1 + gap_expected[i]));
+    }
+    free(r), free(x);
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------ the device */
+
+static void determinism(void **state) {
+  (void)state;
+  kf_attention_shape shape = {.heads = 6, .kv_heads = 2, .d_qk = 64, .d_v = 48, .scale = 0.125f};
+  int64_t past = 3000, n = shape.heads * shape.d_v;
+  kf_rows rows = make_rows(past + 1, 64, 2 * (64 + 48), device->compute);
+  kf_attention a = {.q = numbers(shape.heads * shape.d_qk), .out = numbers(n), .rows = rows, .m = 1, .past = past};
+  device->attention(device, &shape, &a, 1);
+  float *first = copy(a.out, n);
+  for (int i = 0; i < 5; i++) {
+    device->attention(device, &shape, &a, 1);
+    assert_memory_equal(first, a.out, (size_t)n * sizeof *first);
+  }
+  free((void *)(uintptr_t)a.q), free(a.out), free(first);
+  free_rows(&rows, past + 1);
+}
+
+static void errors(void **state) {
+  (void)state;
+  kf_error e = {0};
+  kf_device *d = NULL;
+  if (kf_isa_best() != KF_ISA_AVX512_BF16) {
+    assert_int_equal(kf_device_open_cpu(KF_COMPUTE_BF16, 0, &d, &e), KF_ERROR_INPUT);
+    assert_string_equal(kf_cpu_auto_compute(), "f32");
+  }
+  assert_int_equal(kf_device_open_isa(KF_ISA_PORTABLE, KF_COMPUTE_BF16, 0, &d, &e), KF_ERROR_INPUT);
+  assert_non_null(strstr(e.message, "bf16"));
+  kf_fail(&device->error, KF_ERROR_MEMORY, "the first failure");
+  assert_int_equal(kf_device_check(device, &e), KF_ERROR_MEMORY);
+  assert_string_equal(e.message, "the first failure");
+  assert_int_equal(kf_device_check(device, &e), KF_OK);
+  kf_device_close(NULL);
+}
+
+static int run_all(kf_isa isa, kf_compute compute, int threads) {
+  static const struct CMUnitTest tests[] = {
+      cmocka_unit_test(linear),
+      cmocka_unit_test(heads),
+      cmocka_unit_test(store_fetch),
+      cmocka_unit_test(attention),
+      cmocka_unit_test(latent_attention),
+      cmocka_unit_test(norms),
+      cmocka_unit_test(rope),
+      cmocka_unit_test(swiglu),
+      cmocka_unit_test(losses),
+      cmocka_unit_test(determinism),
+      cmocka_unit_test(errors),
+  };
+  kf_error e = {0};
+  if (isa > kf_isa_best()) {
+    printf("SKIP: this CPU does not have instruction set %d\n", (int)isa);
+    return 0;
+  }
+  if (kf_device_open_isa(isa, compute, threads, &device, &e) != KF_OK) {
+    printf("%s\n", e.message);
+    return 1;
+  }
+  printf("device %s %s, %d threads\n", device->isa, device->compute == KF_BF16 ? "bf16" : "f32", device->threads);
+  kf_random_seed(&dice, 20 + (uint64_t)isa);
+  int failed = cmocka_run_group_tests_name(device->isa, tests, NULL, NULL);
+  kf_device_close(device);
+  return failed;
+}
+
+int main(void) {
+  int failed = run_all(KF_ISA_PORTABLE, KF_COMPUTE_F32, 2);
+  failed += run_all(KF_ISA_AVX2, KF_COMPUTE_F32, 2);
+  failed += run_all(KF_ISA_AVX512, KF_COMPUTE_F32, 2);
+  failed += run_all(KF_ISA_AVX512_BF16, KF_COMPUTE_F32, 1);
+  failed += run_all(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 1);
+  failed += run_all(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 3);
+  return failed ? 1 : 0;
+}
