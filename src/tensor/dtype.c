@@ -80,6 +80,7 @@ void kf_to_f32(kf_dtype t, const void *from, float *to, size_t n) {
   }
 }
 
+/* Masks instead of branches, so that the loop vectorises. */
 static inline uint16_t f32_to_f16(float f) {
   union {
     float f;
@@ -89,9 +90,11 @@ static inline uint16_t f32_to_f16(float f) {
   small.u = a;
   small.f += 0.5f; // lines the last subnormal bit of a half up with the last bit of a float, so that the sum rounds
   uint32_t subnormal = small.u - 0x3f000000, normal = (a - (112u << 23) + 0xfff + (a >> 13 & 1)) >> 13;
-  uint32_t h = a < 0x38800000 ? subnormal : normal; // 2^-14
-  h = a >= 0x47800000 ? 0x7c00 : h;                 // 2^16; what rounds up to it is infinity by itself
-  h = a > 0x7f800000 ? 0x7e00 | (a >> 13 & 0x3ff) : h;
+  uint32_t is_small = -(uint32_t)(a < 0x38800000);  // below 2^-14
+  uint32_t is_large = -(uint32_t)(a >= 0x47800000); // from 2^16; what rounds up to it is infinity by itself
+  uint32_t is_nan = -(uint32_t)(a > 0x7f800000);
+  uint32_t h = (subnormal & is_small) | (normal & ~is_small & ~is_large) | (0x7c00 & is_large);
+  h |= (0x0200 | (a >> 13 & 0x3ff)) & is_nan;
   return (uint16_t)(h | sign);
 }
 

@@ -89,14 +89,12 @@ static void q5_k(const uint8_t *b, float *y) { // d, dmin, 12 bytes of scales, 3
 
 static void q6_k(const uint8_t *b, float *y) { // 128 bytes of low nibbles, 64 of high pairs, 16 signed scales, d
   float d = half(b + 208);
-  for (int group = 0; group < 8; group++, y += 32) { // numbers 32 group .. 32 group + 31, two scales
-    int side = group / 4, part = group % 4;
-    const uint8_t *low = b + side * 64 + part % 2 * 32, *high = b + 128 + side * 32;
-    const uint8_t *scale = b + 192 + group * 2;
-    for (int j = 0; j < 32; j++) {
-      int q = (low[j] >> part / 2 * 4 & 15) | (high[j] >> part * 2 & 3) << 4;
-      y[j] = d * (float)(int8_t)scale[j / 16] * (float)(q - 32);
-    }
+  for (int half_group = 0; half_group < 16; half_group++, y += 16) {
+    int side = half_group / 8, part = half_group / 2 % 4, from = half_group % 2 * 16;
+    const uint8_t *low = b + side * 64 + part % 2 * 32 + from, *high = b + 128 + side * 32 + from;
+    float scale = d * (float)(int8_t)b[192 + half_group];
+    int low_shift = part / 2 * 4, high_shift = part * 2;
+    for (int j = 0; j < 16; j++) y[j] = scale * (float)(((low[j] >> low_shift & 15) | (high[j] >> high_shift & 3) << 4) - 32);
   }
 }
 

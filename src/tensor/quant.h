@@ -7,20 +7,18 @@
 /* n: a multiple of the type's block; t: Q4_0 .. Q6_K. */
 void kf_dequantise(kf_dtype t, const uint8_t *from, float *to, size_t n);
 
-/* IEEE half precision, subnormals, infinities and NaN included. */
+/* IEEE half precision, subnormals, infinities and NaN included; masks instead of branches, so that loops vectorise. */
 static inline float kf_f16_to_f32(uint16_t h) {
   union {
     uint32_t u;
     float f;
-  } v;
+  } v, small;
   uint32_t rest = (uint32_t)(h & 0x7fff) << 13, exponent = h & 0x7c00, sign = (uint32_t)(h & 0x8000) << 16;
-  union {
-    uint32_t u;
-    float f;
-  } small = {rest + (113u << 23)}; // 2^-14 (1 + fraction); subnormals have no leading one
+  uint32_t is_small = -(uint32_t)(exponent == 0), is_special = -(uint32_t)(exponent == 0x7c00);
+  small.u = rest + (113u << 23); // 2^-14 (1 + fraction); subnormals have no leading one
   small.f -= 0x1p-14f;
-  v.u = exponent == 0 ? small.u : rest + (exponent == 0x7c00 ? 224u << 23 : 112u << 23);
-  v.u |= sign;
+  v.u = rest + (112u << 23) + (is_special & 112u << 23);
+  v.u ^= ((v.u ^ small.u) & is_small) | sign;
   return v.f;
 }
 
