@@ -201,7 +201,7 @@ enum { MOST_SEQUENCES = 3 };
 /* A score of size s is off by s x 2^-24, and its probability with it. bf16: probabilities are rounded before they weigh the
  * values. */
 static double attention_tolerance(void) {
-  return device->compute == KF_BF16 ? 1e-2 : 8e-6;
+  return device->compute == KF_BF16 ? 1e-2 : 2e-5;
 }
 
 static void try_attention(const kf_attention_shape *shape, int count, const int64_t *m, const int64_t *past, kf_dtype dtype) {
