@@ -17,4 +17,10 @@ kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e);
 void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
              const double *b, double beta, double *c);
 
+/* Gram matrix of a [m, n]: g [m, m] = a a^T, or with `columns` g [n, n] = a^T a. Both triangles are filled. */
+void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g);
+
+/* Threads of the library below (it keeps the number for the whole process); 0 leaves it alone. Returns the one before. */
+int kf_linalg_threads(int threads);
+
 #endif

@@ -9,7 +9,7 @@
 typedef struct kf_layer {
   const kf_layer_config *config;
   float *input_norm, *post_norm; /* [hidden] */
-  float *q_norm, *k_norm;        /* [1 or kv_heads, d_qk] or NULL; k_norm of a latent layer: one row a KV head */
+  float *q_norm, *k_norm;        /* [1 or kv_heads, d_qk] or NULL; k_norm of a latent layer: one row a KV head (a shared rope key takes row 0) */
   float *q_a_norm, *kv_a_norm;   /* [q_rank], [rank] or NULL */
   kf_weight *q;                  /* grouped: q, k, v rows stacked; latent: q (or q_b) */
   kf_weight *q_a, *kv_a, *kv_b, *kv_b_plain; /* latent */

@@ -175,6 +175,7 @@ static void attention(const oracle *o, double h[TOKENS][HIDDEN], double out[TOKE
       memcpy(value[t][g], key + nope, (size_t)v->d_v * sizeof(double));
       key += nope + v->d_v;
       if (v->rope_heads > 1) rope += v->d_qk - nope;
+      if (v->rope_heads == 1) memcpy(k_norm + g * v->d_qk + nope, k_norm + nope, (size_t)(v->d_qk - nope) * sizeof(float)); /* one rope key, one weight */
       if (v->qk_norm) rms(k[t][g], v->d_qk, k_norm + g * v->d_qk, 1e-5);
       rotate(o, g, k[t][g] + nope, t);
       for (int i = g * group; i < (g + 1) * group; i++) {
