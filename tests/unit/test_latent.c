@@ -83,7 +83,7 @@ static void make_model(const char *directory, const variant *v) {
   snprintf(path, sizeof path, "%s/config.json", directory);
   assert_int_equal(kf_json_write(path, o, &e), KF_OK);
   kf_config c;
-  assert_int_equal(kf_config_from_json(path, o, NULL, &c, &e), KF_OK);
+  if (kf_config_from_json(path, o, NULL, &c, &e) != KF_OK) fail_msg("%s", e.message);
   tensors t = {0};
   kf_random_seed(&t.random, 7);
   snprintf(path, sizeof path, "%s/model.safetensors", directory);
@@ -150,11 +150,8 @@ static void attention(const oracle *o, double h[TOKENS][HIDDEN], double out[TOKE
   static double q[TOKENS][HEADS][16], k[TOKENS][HEADS][16], value[TOKENS][HEADS][16];
   int rope_width = kf_attention_rope_width(o->a), rows = kf_attention_kv_b_rows(o->a);
   float *q_norm = get(o, "self_attn.q_norm.weight", v->kv_heads, v->d_qk), *k_norm = get(o, "self_attn.k_norm.weight", v->kv_heads, v->d_qk);
-  float *kv_norm = get(o, "self_attn.kv_a_layernorm.weight", v->rank, 1), *qa_norm = get(o, "self_attn.q_a_layernorm.weight", v->q_rank + 1, 1);
-  if (v->q_rank) {
-    free(qa_norm);
-    qa_norm = get(o, "self_attn.q_a_layernorm.weight", v->q_rank, 1);
-  }
+  float *kv_norm = get(o, "self_attn.kv_a_layernorm.weight", v->rank, 1);
+  float *qa_norm = v->q_rank ? get(o, "self_attn.q_a_layernorm.weight", v->q_rank, 1) : NULL;
   for (int t = 0; t < TOKENS; t++) {
     double low[64], row[64], kv[128], flat[HEADS * 16];
     if (v->q_rank) {
