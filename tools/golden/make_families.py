@@ -346,7 +346,8 @@ def files():
     wide = shape(hidden_size=256, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=False)
     return {
         "gguf_llama": ("llama", shape()),
-        "gguf_llama3_factors": ("llama", small(rope_theta=500.0, rope_scaling=LLAMA3, max_position_embeddings=256, tie_word_embeddings=False), None, llama3_factors),
+        "gguf_llama3_factors": ("llama", small(rope_theta=500000.0, rope_scaling={**LLAMA3, "original_max_position_embeddings": 8192}, max_position_embeddings=131072,
+                                                tie_word_embeddings=False), None, llama3_factors),
         "gguf_qwen2": ("qwen2", small(num_attention_heads=4, num_key_value_heads=2, hidden_size=32)),
         "gguf_qwen3": ("qwen3", small(head_dim=12)),
         "gguf_llama_quantised": ("llama", wide, mixed_kinds(), None, 12),
