@@ -1,0 +1,111 @@
+#include "linalg/linalg.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/random.h"
+
+static double *random_matrix(int64_t m, int64_t n, uint64_t seed) {
+  kf_random r;
+  kf_random_seed(&r, seed);
+  double *a = kf_alloc((size_t)(m * n), sizeof *a, NULL);
+  assert_non_null(a);
+  for (int64_t i = 0; i < m * n; i++) a[i] = kf_random_normal(&r);
+  return a;
+}
+
+/* rows of v [r, n] are orthonormal */
+static void assert_orthonormal(const double *v, int64_t r, int64_t n) {
+  for (int64_t i = 0; i < r; i++)
+    for (int64_t j = 0; j <= i; j++) {
+      double dot = 0;
+      for (int64_t k = 0; k < n; k++) dot += v[i * n + k] * v[j * n + k];
+      assert_true(fabs(dot - (i == j)) < 1e-12);
+    }
+}
+
+static void svd_rebuilds(int64_t m, int64_t n) {
+  int64_t k = m < n ? m : n;
+  double *a = random_matrix(m, n, 7), *u = kf_alloc((size_t)(m * k), 8, NULL), *vt = kf_alloc((size_t)(k * n), 8, NULL);
+  double *s = kf_alloc((size_t)k, 8, NULL), *back = kf_alloc((size_t)(m * n), 8, NULL);
+  assert_int_equal(kf_svd(a, m, n, k, u, s, vt, NULL), KF_OK);
+  assert_orthonormal(vt, k, n);
+  for (int64_t j = 1; j < k; j++) assert_true(s[j] <= s[j - 1] && s[j] >= 0);
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < k; j++) u[i * k + j] *= s[j];
+  kf_gemm(false, false, m, n, k, 1, u, vt, 0, back);
+  for (int64_t i = 0; i < m * n; i++) assert_true(fabs(back[i] - a[i]) < 1e-12);
+
+  double *u2 = kf_alloc((size_t)(m * 2), 8, NULL), *vt2 = kf_alloc((size_t)(2 * n), 8, NULL);
+  assert_int_equal(kf_svd(a, m, n, 2, u2, s, vt2, NULL), KF_OK);
+  assert_memory_equal(vt2, vt, (size_t)(2 * n) * 8);
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < 2; j++) assert_true(fabs(u2[i * 2 + j] * s[j] - u[i * k + j]) < 1e-14 * s[0]);
+  free(a), free(u), free(vt), free(s), free(back), free(u2), free(vt2);
+}
+
+static void test_svd(void **state) {
+  (void)state;
+  svd_rebuilds(13, 7);
+  svd_rebuilds(7, 13);
+  svd_rebuilds(40, 40);
+}
+
+static void test_eigh_of_gram_gives_the_squared_singular_values(void **state) {
+  (void)state;
+  enum { M = 11, N = 6 };
+  double *a = random_matrix(M, N, 3), g[N * N], w[N], s[N], vt[N * N], h[M * M], wide[M];
+  kf_gram(true, M, N, a, g);
+  assert_int_equal(kf_eigh(g, N, w, NULL), KF_OK);
+  assert_int_equal(kf_svd(a, M, N, N, NULL, s, vt, NULL), KF_OK);
+  assert_orthonormal(g, N, N);
+  for (int i = 0; i < N; i++) assert_true(fabs(sqrt(w[i]) - s[i]) < 1e-12);
+  for (int i = 0; i < N * N; i++) assert_true(fabs(g[i] - vt[i]) < 1e-10); // signs are fixed in both
+  kf_gram(false, M, N, a, h);
+  assert_true(h[1] == h[M]);
+  assert_int_equal(kf_eigh(h, M, wide, NULL), KF_OK);
+  for (int i = 0; i < M; i++) assert_true(fabs(wide[i] - (i < N ? w[i] : 0)) < 1e-11);
+  free(a);
+}
+
+static void test_gemm_transposes(void **state) {
+  (void)state;
+  const double a[] = {1, 2, 3, 4, 5, 6}, b[] = {1, 0, 2, 1, 1, 3}; // [2, 3], [3, 2]
+  const double at[] = {1, 4, 2, 5, 3, 6}, bt[] = {1, 2, 1, 0, 1, 3}, want[] = {8, 11, 20, 23};
+  double c[4];
+  for (int t = 0; t < 4; t++) {
+    memset(c, 0, sizeof c);
+    kf_gemm(t & 1, t & 2, 2, 2, 3, 1, t & 1 ? at : a, t & 2 ? bt : b, 0, c);
+    assert_memory_equal(c, want, sizeof c);
+  }
+  kf_gemm(false, false, 2, 2, 3, 2, a, b, -1, c);
+  assert_memory_equal(c, want, sizeof c);
+}
+
+static void test_refusals(void **state) {
+  (void)state;
+  double a[4] = {1, NAN, 0, 1}, s[2], w[2];
+  kf_error e;
+  assert_int_equal(kf_svd(a, 2, 2, 2, NULL, s, NULL, &e), KF_ERROR_INPUT);
+  assert_non_null(strstr(e.message, "not finite"));
+  assert_int_equal(kf_eigh(a, 2, w, &e), KF_ERROR_INPUT);
+  a[1] = 0;
+  assert_int_equal(kf_svd(a, 2, 2, 3, NULL, s, NULL, &e), KF_ERROR_INPUT);
+  assert_non_null(strstr(e.message, "rank 3"));
+  assert_int_equal(kf_eigh(a, 0, w, &e), KF_ERROR_INPUT);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_svd),
+      cmocka_unit_test(test_eigh_of_gram_gives_the_squared_singular_values),
+      cmocka_unit_test(test_gemm_transposes),
+      cmocka_unit_test(test_refusals),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
