@@ -64,8 +64,8 @@ static kf_status chunk_forward(const kf_chunk *c, float *x, kf_error *e) {
   return mlp(r, c->layer, x, c->m, e);
 }
 
-kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count,
-                           const kf_watch *watch, kf_error *e) {
+static kf_status forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count,
+                         const kf_watch *watch, kf_error *e) {
   int64_t rows, longest;
   const kf_rope_table *table;
   kf_piece *piece = NULL;
@@ -90,4 +90,16 @@ kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, co
   }
   free(piece);
   return s == KF_OK ? kf_device_check(r->device, e) : s;
+}
+
+/* Frequencies that depend on a sequence's length are its own: such sequences go one by one. */
+kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count,
+                           const kf_watch *watch, kf_error *e) {
+  kf_rope_type type = l->config->attention.rope.type;
+  if (count == 1 || (type != KF_ROPE_DYNAMIC && type != KF_ROPE_LONGROPE)) return forward(r, l, index, x, spans, count, watch, e);
+  for (int i = 0; i < count; i++) {
+    kf_span one = {spans[i].sequence, 0, spans[i].count};
+    KF_TRY(forward(r, l, index, x + spans[i].offset * r->config->hidden, &one, 1, watch, e));
+  }
+  return KF_OK;
 }
