@@ -55,7 +55,7 @@ void kf_map_done(const kf_map *m, size_t offset, size_t bytes) {
   uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)m->data + offset;
   // Only whole pages inside the range: a neighbour may be in use on the rest.
   uintptr_t first = (start + page - 1) / page * page, end = (start + bytes) / page * page;
-  if (end > first) madvise((void *)first, end - first, MADV_DONTNEED);
+  if (end > first) madvise((void *)(m->data + (first - (uintptr_t)m->data)), end - first, MADV_DONTNEED);
 }
 
 bool kf_is_file(const char *path) {

@@ -15,8 +15,8 @@ enum { ROOM = 64 << 10, CHUNK = 64 << 10 /* numbers converted at a time */ };
 struct kf_safetensors_writer {
   kf_replacement file;
   json_t *header;
-  int64_t written;
-  uint8_t *chunk; // [CHUNK * 4]
+  int64_t written, entered; // data bytes: so far, and of the tensors in the header
+  uint8_t *chunk;           // [CHUNK * 4]
 };
 
 static kf_status write_at(kf_safetensors_writer *w, const void *data, size_t bytes, int64_t offset, kf_error *e) {
@@ -77,6 +77,7 @@ static kf_status enter(kf_safetensors_writer *w, const char *name, kf_dtype dtyp
                             (json_int_t)w->written + (json_int_t)bytes);
   if (json_object_set_new(w->header, name, entry) != 0)
     return kf_fail(e, KF_ERROR_INPUT, "%s: the name of tensor \"%.100s\" cannot be stored", w->file.path, name);
+  w->entered = w->written + (int64_t)bytes;
   return KF_OK;
 }
 
@@ -150,7 +151,12 @@ static kf_status write_header(kf_safetensors_writer *w, kf_error *e) {
 }
 
 kf_status kf_safetensors_finish(kf_safetensors_writer *w, kf_error *e) {
-  kf_status s = kf_replace_end(&w->file, write_header(w, e), e);
+  kf_status s;
+  if (w->entered != w->written)
+    s = kf_fail(e, KF_ERROR_INPUT, "%s is not finished: a tensor was only written in part", w->file.path);
+  else
+    s = write_header(w, e);
+  s = kf_replace_end(&w->file, s, e);
   release(w);
   return s;
 }

@@ -142,6 +142,15 @@ static void full_disk_and_abandon(void **state) {
   assert_false(kf_exists(path));
   assert_false(kf_exists(temporary));
   kf_safetensors_abandon(NULL);
+
+  // A tensor that could not be written whole is never sealed by a header.
+  const kf_view lies = {.name = "a", .dtype = KF_F32, .dims = 1, .shape = {3}, .data = (const uint8_t *)data, .bytes = 8};
+  assert_int_equal(kf_safetensors_create(path, &w, &e), KF_OK);
+  assert_int_equal(kf_safetensors_add_raw(w, &lies, &e), KF_ERROR_INPUT);
+  assert_non_null(strstr(e.message, "\"a\" has 8 bytes, its shape needs 12"));
+  assert_int_equal(kf_safetensors_finish(w, &e), KF_ERROR_INPUT);
+  assert_false(kf_exists(path));
+  assert_false(kf_exists(temporary));
 }
 
 /* header and `bytes` zero bytes of data; length < 0: the header's own. */
