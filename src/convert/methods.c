@@ -1,0 +1,25 @@
+/* The table of methods. A method is a row; its keys are what --set and a recipe's `set` may say. */
+#include "convert/plan.h"
+
+static const kf_method methods[] = {
+    {"mha2mla",
+     "keeps RoPE on a few pairs of each KV head and factors the rest of K with V by one SVD (MHA2MLA, arXiv 2502.14837)",
+     kf_mha2mla_keys, kf_mha2mla_resolve, kf_mha2mla_map},
+    {"x-ecomla", "factors K with V by one SVD beside one RoPE key that all heads share (X-EcoMLA, arXiv 2503.11132)", kf_xecomla_keys,
+     kf_xecomla_resolve, kf_xecomla_map},
+    {"none", "changes no weights: another dtype, or a GGUF file as a Hugging Face directory", NULL, NULL, NULL},
+};
+
+const kf_method *kf_method_at(int index) {
+  return index >= 0 && index < (int)(sizeof methods / sizeof *methods) ? &methods[index] : NULL;
+}
+
+const char *kf_method_name(int index) {
+  const kf_method *m = kf_method_at(index);
+  return m ? m->name : NULL;
+}
+
+const char *kf_method_help(int index) {
+  const kf_method *m = kf_method_at(index);
+  return m ? m->help : NULL;
+}

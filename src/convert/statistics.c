@@ -1,0 +1,184 @@
+#include "convert/statistics.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WINDOW = 1024, BATCH = 4 /* windows that run together */ };
+
+struct kf_calibration {
+  const kf_config *config;
+  const kf_weights *weights;
+  kf_device *device;
+  kf_run *run;
+  int64_t tokens;
+  float *x;                /* [tokens, hidden] what the next layer takes */
+  int windows;
+  kf_sequence **sequence;  /* [windows] */
+  int64_t *offset;         /* [windows + 1] first token of each */
+  /* of the layer at work */
+  const kf_layer *layer;
+  double *q, *k;           /* [heads, half], [kv_heads, half] sums of lengths */
+};
+
+/* ---------------------------------------------------------------------------------------------- tokens */
+
+static kf_status read_tokens(const kf_tokenizer *t, const kf_convert_options *o, int64_t most, kf_ids *out, kf_error *e) {
+  kf_buffer text = {0};
+  kf_status s = KF_OK;
+  *out = (kf_ids){0};
+  /* No vocabulary spells a token in more than a few hundred bytes on average: what is beyond is not tokenised. */
+  for (int i = 0; s == KF_OK && i < o->calibration_count && (int64_t)text.bytes < most * 64; i++) {
+    kf_text part = {0};
+    s = kf_text_read(o->calibration[i], &part, e);
+    if (s == KF_OK) s = kf_buffer_add(&text, part.data, part.bytes, e);
+    if (s == KF_OK) s = kf_buffer_add(&text, "\n", 1, e);
+    kf_text_free(&part);
+  }
+  size_t bytes = text.bytes < (size_t)most * 64 ? text.bytes : (size_t)most * 64;
+  while (bytes < text.bytes && bytes > 0 && ((unsigned char)text.data[bytes] & 0xc0) == 0x80) bytes--;
+  if (s == KF_OK) s = kf_tokenizer_encode(t, text.data, bytes, KF_ENCODE_PLAIN, out, e);
+  kf_buffer_free(&text);
+  if (s == KF_OK && (int64_t)out->count < 2) {
+    kf_ids_free(out);
+    s = kf_fail(e, KF_ERROR_INPUT, "%s: the calibration text has less than two tokens", o->calibration[0]);
+  }
+  return s;
+}
+
+/* Windows of at most the context, each behind a BOS where the tokenizer puts one; x = their embeddings. */
+static kf_status cut_windows(kf_calibration *c, const kf_tokenizer *t, const kf_ids *ids, int64_t most, kf_error *e) {
+  int bos = kf_tokenizer_adds_bos(t) && kf_tokenizer_bos(t) >= 0;
+  int64_t window = c->config->context < WINDOW ? c->config->context : WINDOW, body = window - bos > 0 ? window - bos : 1;
+  int64_t count = (int64_t)ids->count < most ? (int64_t)ids->count : most;
+  const kf_view *embedding;
+  int32_t *row = NULL;
+  c->windows = (int)((count + body - 1) / body);
+  c->tokens = count + (int64_t)c->windows * bos;
+  KF_TRY(kf_weights_embedding(c->weights, &embedding, e));
+  KF_NEW(c->offset, c->windows + 1, e);
+  KF_NEW(c->sequence, c->windows, e);
+  KF_NEW(c->x, c->tokens * c->config->hidden, e);
+  KF_NEW(row, c->tokens, e);
+  int64_t at = 0;
+  kf_status s = KF_OK;
+  for (int i = 0; s == KF_OK && i < c->windows; i++) {
+    c->offset[i] = at;
+    if (bos) row[at++] = kf_tokenizer_bos(t);
+    for (int64_t j = i * body; j < count && j < (i + 1) * body; j++) row[at++] = ids->data[j];
+    s = kf_sequence_create(c->config, c->device->compute, &c->sequence[i], e);
+  }
+  c->offset[c->windows] = at;
+  if (s == KF_OK) s = kf_embed(c->weights, embedding, row, c->tokens, c->x, e);
+  free(row);
+  return s;
+}
+
+kf_status kf_calibration_create(const kf_config *config, const kf_weights *weights, const kf_tokenizer *tokenizer,
+                                const kf_convert_options *o, int64_t tokens, kf_calibration **out, kf_error *e) {
+  kf_calibration *c;
+  kf_ids ids = {0};
+  kf_status s;
+  *out = NULL;
+  KF_NEW(c, 1, e);
+  c->config = config;
+  c->weights = weights;
+  KF_GO(read_tokens(tokenizer, o, tokens, &ids, e));
+  if ((int64_t)ids.count < tokens && o->calibration_tokens)
+    kf_note(&o->hooks, "the calibration text has %zu tokens, fewer than the %lld asked for", ids.count, (long long)tokens);
+  KF_GO(kf_device_open_cpu(o->compute, o->threads, &c->device, e));
+  KF_GO(kf_run_create(c->device, config, &c->run, e));
+  KF_GO(cut_windows(c, tokenizer, &ids, tokens, e));
+  c->q = kf_alloc((size_t)config->heads * (size_t)config->head_dim / 2, sizeof *c->q, e);
+  c->k = kf_alloc((size_t)config->kv_heads * (size_t)config->head_dim / 2, sizeof *c->k, e);
+  if (!c->q || !c->k) s = KF_ERROR_MEMORY;
+done:
+  kf_ids_free(&ids);
+  if (s != KF_OK)
+    kf_calibration_free(c);
+  else
+    *out = c;
+  return s;
+}
+
+void kf_calibration_free(kf_calibration *c) {
+  if (!c) return;
+  for (int i = 0; c->sequence && i < c->windows; i++) kf_sequence_free(c->sequence[i]);
+  kf_run_free(c->run);
+  kf_device_close(c->device);
+  free(c->sequence);
+  free(c->offset);
+  free(c->x);
+  free(c->q);
+  free(c->k);
+  free(c);
+}
+
+/* ---------------------------------------------------------------------------------------------- lengths */
+
+/* Adds the lengths of the pairs of one head of one token; gain: the norm's weight, or NULL. */
+static void add_lengths(const float *x, int d, const float *gain, float eps, double *sum) {
+  double scale = 1;
+  if (gain) {
+    double square = 0;
+    for (int j = 0; j < d; j++) square += (double)x[j] * x[j];
+    scale = 1 / sqrt(square / d + eps);
+  }
+  for (int k = 0; k < d / 2; k++) {
+    double a = x[k], b = x[k + d / 2];
+    if (gain) a *= scale * gain[k], b *= scale * gain[k + d / 2];
+    sum[k] += sqrt(a * a + b * b);
+  }
+}
+
+static void seen(void *user, int layer, int64_t m, const float *input, const float *q, int64_t q_stride, const float *k, int64_t k_stride) {
+  kf_calibration *c = user;
+  const kf_attention_config *a = &c->config->layer[layer].attention;
+  int d = a->d_qk;
+  (void)input;
+  for (int64_t t = 0; t < m; t++) {
+    for (int h = 0; h < a->heads; h++)
+      add_lengths(q + t * q_stride + (int64_t)h * d, d, a->qk_norm ? c->layer->q_norm : NULL, c->config->eps, c->q + (int64_t)h * d / 2);
+    for (int g = 0; g < a->kv_heads; g++)
+      add_lengths(k + t * k_stride + (int64_t)g * d, d, a->qk_norm ? c->layer->k_norm : NULL, c->config->eps, c->k + (int64_t)g * d / 2);
+  }
+}
+
+static kf_status run_layer(kf_calibration *c, int index, kf_error *e) {
+  const kf_watch watch = {seen, c};
+  for (int first = 0; first < c->windows; first += BATCH) {
+    kf_span spans[BATCH];
+    int count = 0;
+    for (int i = first; i < c->windows && count < BATCH; i++, count++) {
+      KF_TRY(kf_sequence_reserve(c->sequence[i], index, c->offset[i + 1] - c->offset[i], e));
+      spans[count] = (kf_span){c->sequence[i], c->offset[i] - c->offset[first], c->offset[i + 1] - c->offset[i]};
+    }
+    KF_TRY(kf_layer_forward(c->run, c->layer, index, c->x + c->offset[first] * c->config->hidden, spans, count, &watch, e));
+    for (int i = 0; i < count; i++) kf_sequence_drop(spans[i].sequence, index);
+  }
+  return kf_device_check(c->device, e);
+}
+
+kf_status kf_calibration_layer(kf_calibration *c, int layer, bool product, double *scores, kf_error *e) {
+  const kf_attention_config *a = &c->config->layer[layer].attention;
+  int half = a->d_qk / 2, group = a->heads / a->kv_heads;
+  kf_layer loaded = {0};
+  memset(c->q, 0, (size_t)a->heads * (size_t)half * sizeof *c->q);
+  memset(c->k, 0, (size_t)a->kv_heads * (size_t)half * sizeof *c->k);
+  KF_TRY(kf_layer_load(c->weights, layer, c->device, &loaded, e));
+  c->layer = &loaded;
+  kf_status s = run_layer(c, layer, e);
+  c->layer = NULL;
+  kf_layer_free(&loaded, c->device);
+  double n = (double)c->tokens;
+  for (int g = 0; g < a->kv_heads; g++)
+    for (int k = 0; k < half; k++) {
+      double key = c->k[g * half + k] / n, sum = 0;
+      for (int h = g * group; h < (g + 1) * group; h++) {
+        double query = c->q[h * half + k] / n;
+        sum += product ? query * key : query + key;
+      }
+      scores[g * half + k] = sum;
+    }
+  return s;
+}
