@@ -54,7 +54,7 @@ static int add_recipe_settings(const kf_convert_options *recipe, kf_setting *set
   int given = count;
   for (int i = 0; i < recipe->setting_count; i++) {
     int k = 0;
-    while (k < given && strcmp(setting[k].key, recipe->settings[i].key)) k++;
+    while (k < given && strcmp(setting[k].key, recipe->settings[i].key) != 0) k++;
     if (k == given) setting[count++] = recipe->settings[i];
   }
   return count;

@@ -39,7 +39,7 @@ static int help(int argc, char **argv) {
 }
 
 static bool asks_help(int argc, char **argv) {
-  for (int i = 0; i < argc && strcmp(argv[i], "--"); i++)
+  for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++)
     if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return true;
   return false;
 }

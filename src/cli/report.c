@@ -38,7 +38,7 @@ static int on_progress(void *user, const char *what, double done, double total) 
   cli_reporter *r = user;
   if (!r->terminal) return 0;
   double now = cli_seconds();
-  if (!r->what || strcmp(r->what, what)) {
+  if (!r->what || strcmp(r->what, what) != 0) {
     r->what = what;
     r->started = now;
     r->last = 0;
