@@ -71,7 +71,7 @@ kf_status kf_json_read(const char *path, json_t **out, kf_error *e) {
 }
 
 kf_status kf_json_write(const char *path, const json_t *value, kf_error *e) {
-  char *text = json_dumps(value, JSON_INDENT(2) | JSON_ENCODE_ANY);
+  char *text = json_dumps(value, JSON_INDENT(2) | JSON_REAL_PRECISION(15) | JSON_ENCODE_ANY);
   if (!text) return kf_fail(e, KF_ERROR_MEMORY, "%s cannot be written as JSON", path);
   size_t bytes = strlen(text);
   text[bytes] = '\n'; // takes the place of the NUL, which is not written
