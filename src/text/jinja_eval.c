@@ -444,7 +444,6 @@ static kf_status execute_for(kf_jinja *j, const kf_j_node *n) {
   kf_j_value over;
   kf_j_loop *loop;
   KF_TRY(kf_j_alloc(j, 1, sizeof *loop, &loop));
-  loop->depth = 1;
   KF_TRY(evaluate(j, n->a, &over));
   KF_TRY(kf_j_items(j, over, &loop->items));
   if (n->b) KF_TRY(filter_items(j, n, &loop->items));

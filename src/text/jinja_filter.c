@@ -114,15 +114,14 @@ static kf_status indent_prefix(kf_jinja *j, kf_j_value width, kf_j_value *out) {
 }
 
 static kf_status indent(kf_jinja *j, kf_j_value self, const kf_j_args *a, kf_j_value *out) {
-  kf_j_value text, newline, prefix, lines;
+  kf_j_value newline, prefix, lines;
   bool first = kf_j_truth(a->items[1]), blank = kf_j_truth(a->items[2]);
-  KF_TRY(kf_j_string_of(j, self, &text));
   KF_TRY(kf_j_text(j, "\n", 1, &newline));
-  KF_TRY(kf_j_binary(j, '+', text, newline, &text)); // so that a last empty line counts
+  KF_TRY(kf_j_binary(j, '+', self, newline, &self)); // so that a last empty line counts
   KF_TRY(indent_prefix(j, a->items[0], &prefix));
   if (prefix.kind != KF_J_STRING) return kf_j_fail(j, "indent: the width is neither a number nor text");
   kf_j_value none = {.kind = KF_J_MISSING};
-  KF_TRY(kf_j_lookup(kf_j_string_methods, "splitlines")->call(j, text, &(kf_j_args){.items = &none, .count = 1}, &lines));
+  KF_TRY(kf_j_lookup(kf_j_string_methods, "splitlines")->call(j, self, &(kf_j_args){.items = &none, .count = 1}, &lines));
   kf_j_builder b = {0};
   for (size_t i = 0; i < lines.list->count; i++) {
     const kf_j_string *line = lines.list->items[i].string;
@@ -153,7 +152,7 @@ static bool parse_number(kf_j_value v, int base, bool whole, kf_j_value *out) {
 }
 
 static kf_status to_float(kf_jinja *j, kf_j_value self, const kf_j_args *a, kf_j_value *out) {
-  (void)j;
+  KF_TRY(kf_j_defined(j, self));
   if (kf_j_number(self)) {
     *out = kf_j_real(kf_j_as_real(self));
   } else if (self.kind != KF_J_STRING || !parse_number(self, 10, false, out)) {

@@ -83,7 +83,6 @@ typedef struct kf_j_pair {
 typedef struct kf_j_loop {
   kf_j_list items;
   size_t index;
-  int depth;
   kf_j_value changed;
 } kf_j_loop;
 typedef struct kf_j_macro {

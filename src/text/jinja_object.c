@@ -118,11 +118,15 @@ static kf_status loop_attribute(kf_jinja *j, const kf_j_loop *l, const char *nam
     const char *name;
     kf_j_value value;
   } all[] = {
-      {"index", kf_j_int(index + 1)},        {"index0", kf_j_int(index)},
-      {"revindex", kf_j_int(count - index)}, {"revindex0", kf_j_int(count - index - 1)},
-      {"first", kf_j_bool(index == 0)},      {"last", kf_j_bool(index == count - 1)},
-      {"length", kf_j_int(count)},           {"depth", kf_j_int(l->depth)},
-      {"depth0", kf_j_int(l->depth - 1)},
+      {"index", kf_j_int(index + 1)},
+      {"index0", kf_j_int(index)},
+      {"revindex", kf_j_int(count - index)},
+      {"revindex0", kf_j_int(count - index - 1)},
+      {"first", kf_j_bool(index == 0)},
+      {"last", kf_j_bool(index == count - 1)},
+      {"length", kf_j_int(count)},
+      {"depth", kf_j_int(1)},
+      {"depth0", kf_j_int(0)},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     if (strcmp(all[i].name, name) == 0) return *out = all[i].value, KF_OK;
@@ -240,7 +244,7 @@ kf_status kf_j_slice(kf_jinja *j, kf_j_value object, const kf_j_value bounds[3],
   KF_TRY(kf_j_defined(j, object));
   bool text = object.kind == KF_J_STRING;
   if (!text && object.kind != KF_J_LIST && object.kind != KF_J_TUPLE && object.kind != KF_J_RANGE)
-    return kf_j_undefined(j, out, "'%s' cannot be sliced", described(object));
+    return kf_j_fail(j, "'%s' object cannot be sliced", kf_j_type(object));
   int64_t count, start, stop, step;
   KF_TRY(kf_j_length(j, object, &count));
   KF_TRY(slice_bound(j, bounds[2], 1, &step));
@@ -297,6 +301,21 @@ static kf_status integers(kf_jinja *j, int op, int64_t a, int64_t b, kf_j_value 
   return bad ? overflow(j) : KF_OK;
 }
 
+/* Python's: the remainder has the divisor's sign, and the quotient follows from it. */
+static double remainder_down(double a, double b) {
+  double r = fmod(a, b);
+  if (r == 0) return copysign(0, b);
+  return (r < 0) != (b < 0) ? r + b : r;
+}
+
+static double divide_down(double a, double b) {
+  double r = fmod(a, b), quotient = (a - r) / b;
+  if (r != 0 && (r < 0) != (b < 0)) quotient -= 1;
+  if (quotient == 0) return copysign(0, a / b);
+  double whole = floor(quotient);
+  return quotient - whole > 0.5 ? whole + 1 : whole;
+}
+
 static kf_status reals(kf_jinja *j, int op, double a, double b, kf_j_value *out) {
   double r = 0;
   switch (op) {
@@ -304,11 +323,8 @@ static kf_status reals(kf_jinja *j, int op, double a, double b, kf_j_value *out)
   case '-': r = a - b; break;
   case '*': r = a * b; break;
   case '/': r = a / b; break;
-  case KF_OP('/', '/'): r = floor(a / b); break;
-  case '%':
-    r = fmod(a, b);
-    if (r != 0 && (r < 0) != (b < 0)) r += b;
-    break;
+  case '%': r = remainder_down(a, b); break;
+  case KF_OP('/', '/'): r = divide_down(a, b); break;
   default:
     r = pow(a, b);
     if (!isfinite(r) && isfinite(a) && isfinite(b)) return kf_j_fail(j, "the power has no finite real value");

@@ -594,7 +594,7 @@ SYNTHETIC = {
         "{{ t and 'x' }} {{ f or 'y' }} {{ empty or none or 0 }} {{ not empty }} {{ not not n }} {{ f and missing.x }}",
         "{{ 'a' if t else 'b' }} {{ 'a' if f else 'b' if f else 'c' }} {{ 'a' if f }}|{{ ('x' if t) ~ '!' }}",
         "{{ -n }} {{ +n }} {{ -(-n) }} {{ - 2.5 }} {{ -1 | abs }} {{ (1 + 2) * 3 }} {{ not t == f }}", "{{ 'a %s b %d %.2f %5s|%-5s|%05d %x %r %%' % ('x', 3, 2.5, 'q', 'w', 42, 255, 'z') }} {{ '%s' % 1 }}",
-        "{{ true + true }} {{ true * 3 }} {{ 10 / 4 }} {{ 10 / 5 }}", "{{ 'ab' == 'ab' and 'x' is string }}", "{{ n is odd and not n is even or f }}",
+        "{{ 1.0 // 0.1 }} {{ -7.5 % 2.5 }} {{ -1.0 // 3 }} {{ 7 % -3 }} {{ 7.5 % -2 }} {{ 0.0 // -5 }}", "{{ true + true }} {{ true * 3 }} {{ 10 / 4 }} {{ 10 / 5 }}", "{{ 'ab' == 'ab' and 'x' is string }}", "{{ n is odd and not n is even or f }}",
     ],
     "access": [
         "{{ d.b }} {{ d['b'] }} {{ d.a[0] }} {{ d.a.1 }} {{ d['items'] }} {{ nested.a.b[0].c }} {{ nested['a']['b'][-1]['c'] }}",
@@ -603,7 +603,7 @@ SYNTHETIC = {
         "{{ uni[1:3] }} {{ uni[::-1] }} {{ uni[-3:-1] }} {{ uni[:2] }} {{ uni[4:2] }} {{ uni[::2] }} {{ ''[::-1] }} {{ uni[2:-99:-1] }}", "{{ (1, 2, 3)[1:] }} {{ range(5)[1] }} {{ range(5)[-1] }} {{ range(3) }} {{ range(1, 9, 2) }}",
         "{% for k in d %}{{ k }},{% endfor %} {% for k, v in d.items() %}{{ k }}={{ v }};{% endfor %}", "{{ d.get('b') }} {{ d.get('q') }} {{ d.get('q', 5) }} {{ d.keys() | list }} {{ d.values() | list }} {{ d.keys() }} {{ d.items() }} {{ d.items() | length }}",
         "{{ missing is defined }} {{ d.zip is defined }} {{ d.append is defined }} {{ words.append is defined }}", "{{ messages[0].role }}{{ messages[-1]['role'] }}{{ messages[0]['content'] | trim }}",
-        "{{ 'abc'[true] }}", "{{ none[1:] }}|{{ none[0] }}", "{{ words.count('fig') }} {{ words.index('fig') }}", "{{ {1: 'one', 'two': 2}[1] }} {{ {1.0: 'x'}[1] }}",
+        "{{ 'abc'[true] }}", "{{ missing }}|{{ none[0] }}", "{{ words.count('fig') }} {{ words.index('fig') }}", "{{ {1: 'one', 'two': 2}[1] }} {{ {1.0: 'x'}[1] }}",
     ],
     "loops": [
         "{% for w in words %}{{ loop.index }}/{{ loop.index0 }}/{{ loop.revindex }}/{{ loop.revindex0 }}/{{ loop.first }}/{{ loop.last }}/{{ loop.length }}/{{ loop.previtem }}/{{ loop.nextitem }};{% endfor %}",
@@ -656,7 +656,7 @@ SYNTHETIC = {
         "{{ missing.x }}", "{{ missing['x'] }}", "{{ missing() }}", "{{ n() }}", "{{ missing + 1 }}", "{{ 'a' + 1 }}", "{{ none + 'a' }}", "{{ 1 < 'a' }}", "{{ n | nosuch }}", "{{ n is nosuch }}", "{% for x in n %}{% endfor %}", "{% for x in none %}{% endfor %}", "{{ raise_exception('own words: ' ~ n) }}", "{{ 1 // 0 }}", "{{ 1 % 0 }}", "{{ 1 / 0 }}",
         "{% if t %}", "{% for x in nums %}", "{{ n ", "{% if t ", "{# open", "{% endif %}", "{% nosuch %}", "{{ }}", "{{ n n }}", "{{ 'open }}", "{{ (1 }}", "{{ 1) }}", "{% raw %}x", "{% macro m(a) %}{% endmacro %}{{ m(1, 2) }}", "{% macro m(a) %}{% endmacro %}{{ m(b=2) }}", "{% set a, b = [1] %}", "{% set d.b = 1 %}", "{{ words.append(1) }}", "{{ d.pop('b') }}", "{{ d.update({}) }}",
         "{{ missing | tojson }}", "{{ range(100001) }}", "{{ none | length }}", "{{ 'abc'.index('z') }}", "{{ 'a'.split('') }}", "{{ nums[::0] }}", "{{ words | join(1, 2, 3) }}", "{{ 'x' in 5 }}", "{{ '%d' % 'a' }}", "{{ '%s %s' % (1,) }}", "{% break %}", "{{ {[1]: 2} }}", "{{ 1 | items | list }}", "{{ -'a' }}", "{% for a, b in [(1, 2, 3)] %}{% endfor %}", "{% else %}", "{{ a b }}", "{% set %}", "{{ x.y.z }}", "{{ loop.index }}", "{{ 5 | map('upper') | list }}", "{% if t %}{% endfor %}",
-        "{{ missing == missing.x }}", "{{ none.x.y }}", "{{ 'a' * 'b' }}", "{{ [1] + (2,) }}", "{{ [2, 'a'] | sort }}", "{{ 1 ! 2 }}", "{{ ns.x }}{% set ns.x = 1 %}",
+        "{{ n[1:] }}", "{{ missing | indent }}", "{{ 5 | indent }}", "{{ missing | float }}", "{{ missing == missing.x }}", "{{ none.x.y }}", "{{ 'a' * 'b' }}", "{{ [1] + (2,) }}", "{{ [2, 'a'] | sort }}", "{{ 1 ! 2 }}", "{{ ns.x }}{% set ns.x = 1 %}",
     ],
 }
 
