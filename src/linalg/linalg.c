@@ -13,6 +13,14 @@ static kf_status check_finite(const double *a, int64_t count, const char *what, 
   return KF_OK;
 }
 
+/* Small problems lose more at the barriers between threads than they gain: they run on one. The choice depends on the
+ * shape alone, so that results do not. Returns the number to go back to. */
+static int begin(double flops) {
+  int before = openblas_get_num_threads();
+  if (flops < 1e10) openblas_set_num_threads(1);
+  return before;
+}
+
 /* LAPACK counts in int; its work arrays take a few times m x n elements. */
 static kf_status check_shape(int64_t m, int64_t n, kf_error *e) {
   if (m < 1 || n < 1 || m > INT_MAX / 2 || n > INT_MAX / 2)
@@ -41,8 +49,10 @@ kf_status kf_svd(const double *a, int64_t m, int64_t n, int64_t r, double *u, do
   double *full = kf_alloc((size_t)(m * k), sizeof *full, e);
   if (!copy || !v || !full) goto done;
   memcpy(copy, a, (size_t)(m * n) * sizeof *copy);
+  int threads = begin(6.0 * (double)m * (double)n * (double)k);
   lapack_int info = LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', (lapack_int)n, (lapack_int)m, copy, (lapack_int)n, s, v, (lapack_int)n, full,
                                    (lapack_int)k);
+  openblas_set_num_threads(threads);
   if (info) {
     status = kf_fail(e, info == LAPACK_WORK_MEMORY_ERROR ? KF_ERROR_MEMORY : KF_ERROR_INPUT,
                      "the singular values of a %lld x %lld matrix were not found (dgesdd %d)", (long long)m, (long long)n, (int)info);
@@ -66,7 +76,9 @@ done:
 kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e) {
   KF_TRY(check_shape(n, n, e));
   KF_TRY(check_finite(a, n * n, "diagonalise", e));
+  int threads = begin(9.0 * (double)n * (double)n * (double)n);
   lapack_int info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', (lapack_int)n, a, (lapack_int)n, w);
+  openblas_set_num_threads(threads);
   if (info)
     return kf_fail(e, info == LAPACK_WORK_MEMORY_ERROR ? KF_ERROR_MEMORY : KF_ERROR_INPUT,
                    "the eigenvalues of a %lld x %lld matrix were not found (dsyevd %d)", (long long)n, (long long)n, (int)info);
@@ -89,14 +101,18 @@ kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e) {
 void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
              const double *b, double beta, double *c) {
   if (m < 1 || n < 1) return;
+  int threads = begin(2.0 * (double)m * (double)n * (double)k);
   cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,
               (blasint)k, alpha, a, (blasint)(transpose_a ? m : k), b, (blasint)(transpose_b ? k : n), beta, c, (blasint)n);
+  openblas_set_num_threads(threads);
 }
 
 void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g) {
   int64_t size = columns ? n : m;
+  int threads = begin((double)m * (double)n * (double)size);
   cblas_dsyrk(CblasRowMajor, CblasLower, columns ? CblasTrans : CblasNoTrans, (blasint)size, (blasint)(columns ? m : n), 1.0, a, (blasint)n,
               0.0, g, (blasint)size);
+  openblas_set_num_threads(threads);
   for (int64_t i = 0; i < size; i++)
     for (int64_t j = i + 1; j < size; j++) g[i * size + j] = g[j * size + i];
 }

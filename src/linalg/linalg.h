@@ -4,6 +4,8 @@
 #ifndef KF_LINALG_LINALG_H
 #define KF_LINALG_LINALG_H
 
+#include <complex.h>
+
 #include "base/memory.h"
 
 /* A = U diag(s) V^T truncated to the r leading triplets, r <= min(m, n).
@@ -16,6 +18,13 @@ kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e);
 /* c [m, n] = alpha * op(a) op(b) + beta * c; op(a) is [m, k]. */
 void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
              const double *b, double beta, double *c);
+
+/* c [m, n] = op(a) op(b) in f32; may be called from inside a parallel region, where it runs on the calling thread. */
+void kf_gemm_f32(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c);
+
+/* Hermitian eigenproblem: a [n, n] is replaced by A's eigenvectors in its ROWS (A v = w v with v = row), w [n] descending.
+ * The entry of largest magnitude of each is real and positive. */
+kf_status kf_eigh_complex(double complex *a, int64_t n, double *w, kf_error *e);
 
 /* Gram matrix of a [m, n]: g [m, m] = a a^T, or with `columns` g [n, n] = a^T a. Both triangles are filled. */
 void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g);
