@@ -114,7 +114,15 @@ typedef struct tile {
 
 static tile find_rows(const kf_rows *rows, int64_t first, int64_t end) {
   tile t = {.first = first, .count = (int)kf_least(KF_TILE, end - first)};
-  for (int i = 0; i < KF_TILE; i++) t.rows[i] = kf_row(rows, first + (i < t.count ? i : t.count - 1));
+  int64_t page = first / rows->page_tokens, inside = first % rows->page_tokens;
+  size_t bytes = (size_t)rows->columns * kf_element(rows->dtype);
+  for (int i = 0; i < t.count; i++) {
+    t.rows[i] = (const char *)rows->pages[page] + (size_t)inside * bytes;
+    if (++inside < rows->page_tokens) continue;
+    inside = 0;
+    page++;
+  }
+  for (int i = t.count; i < KF_TILE; i++) t.rows[i] = t.rows[t.count - 1];
   return t;
 }
 
@@ -122,12 +130,24 @@ static int tile_panels(const tile *t) {
   return (t->count + KF_PANEL - 1) / KF_PANEL;
 }
 
-static void pack_tile(const kf_cpu *c, const kf_flash *f, const tile *t, kf_dtype from, int group, work *w) {
-  for (int p = 0; p < tile_panels(t); p++)
-    c->tile->pack_keys(w->keys + p * key_bytes(c, w), t->rows + p * KF_PANEL, from, group * f->d_k, f->d_k);
-  for (int64_t v = 0; v < f->d_v; v += KF_PANEL)
-    c->tile->pack_values(w->values + v / KF_PANEL * value_bytes(c), t->rows, tile_panels(t) * KF_PANEL, from,
-                         f->value_column + group * f->d_v + v, kf_least(KF_PANEL, f->d_v - v));
+static void pack_tile(const kf_cpu *c, const kf_flash *f, const tile *t, kf_dtype type, int group, work *w) {
+  for (int p = 0; p < tile_panels(t); p++) {
+    kf_slice s = {t->rows + p * KF_PANEL, type, group * f->d_k, f->d_k};
+    c->tile->pack_keys(w->keys + p * key_bytes(c, w), &s);
+  }
+  for (int64_t v = 0; v < f->d_v; v += KF_PANEL) {
+    kf_slice s = {t->rows, type, f->value_column + group * f->d_v + v, kf_least(KF_PANEL, f->d_v - v)};
+    c->tile->pack_values(w->values + v / KF_PANEL * value_bytes(c), &s, tile_panels(t) * KF_PANEL);
+  }
+}
+
+/* Reads a tile's rows once in the order of memory, which the processor fetches ahead of; packing then goes by columns,
+ * which it would not. */
+static void touch_rows(const kf_rows *rows, const tile *t) {
+  int64_t bytes = rows->columns * (int64_t)kf_element(rows->dtype);
+  for (int i = 0; i < t->count; i++) {
+    for (int64_t b = 0; b < bytes; b += 64) (void)((const volatile char *)t->rows[i])[b];
+  }
 }
 
 static void load_factors(const kf_flash *f, const tile *t, kf_dtype from, work *w) {
@@ -197,8 +217,11 @@ static void finish_task(const kf_flash *f, const task *t, const work *w) {
 static void run_task(const kf_cpu *c, const kf_flash *f, const task *t, work *w) {
   const kf_rows *rows = &f->sequences[t->sequence].rows;
   load_queries(c, f, t, w);
-  for (int64_t key = t->key; key < t->key_end; key += KF_TILE) {
-    tile k = find_rows(rows, key, t->key_end);
+  bool all_groups = t->groups == f->groups;
+  int64_t step = all_groups ? KF_PANEL : KF_TILE; /* few rows: the panels of all that is read stay in the L1 cache */
+  for (int64_t key = t->key; key < t->key_end; key += step) {
+    tile k = find_rows(rows, key, kf_least(t->key_end, key + step));
+    if (all_groups) touch_rows(rows, &k);
     load_factors(f, &k, rows->dtype, w);
     for (int g = t->group; g < t->group + t->groups; g++) {
       pack_tile(c, f, &k, rows->dtype, g, w);

@@ -33,10 +33,14 @@ static void pack_panel(const kf_cpu *c, const job *j, int g, int64_t output, con
   const kf_head_rows *r = &j->rows[g];
   int64_t first = r->first + (j->transposed ? 0 : output), n = j->transposed ? r->count : KF_PANEL;
   for (int64_t i = 0; i < n; i++) pointers[i] = row_of(j, kf_least(first + i, r->first + r->count - 1));
-  if (j->transposed)
-    c->tile->pack_values(panel, pointers, (int)n, j->w->type, output, kf_least(KF_PANEL, j->w->k - output));
-  else
-    c->tile->pack_keys(panel, pointers, j->w->type, 0, j->w->k);
+  kf_slice slice = {pointers, j->w->type, 0, j->w->k};
+  if (!j->transposed) {
+    c->tile->pack_keys(panel, &slice);
+    return;
+  }
+  slice.column = output;
+  slice.n = kf_least(KF_PANEL, j->w->k - output);
+  c->tile->pack_values(panel, &slice, (int)n);
 }
 
 /* Rows i .. i + n of the group (token-major) times the packed panel. */

@@ -31,16 +31,23 @@ typedef struct kf_vector_kernels {
                    bool add);
 } kf_vector_kernels;
 
+/* Columns column .. column + n of some rows. */
+typedef struct kf_slice {
+  const void *const *rows;
+  kf_dtype type;
+  int64_t column, n;
+} kf_slice;
+
 /* Products in one compute type. `element` is that type's; leading dimensions count elements. */
 typedef struct kf_tile_kernels {
   kf_dtype type;
   int step; /* inner elements of one step: 1 or 2 */
   /* y = x in the compute type, padded with zeros to `padded`. */
   void (*convert)(void *y, const float *x, int64_t n, int64_t padded);
-  /* Panel whose outputs are 64 rows (keys): rows[i] + column .. + n of type `from`; 64 pointers. */
-  void (*pack_keys)(void *panel, const void *const *rows, kf_dtype from, int64_t column, int64_t n);
-  /* Panel whose outputs are columns column .. + n (n <= 64, the rest zero) and whose inner dimension is `count` rows. */
-  void (*pack_values)(void *panel, const void *const *rows, int count, kf_dtype from, int64_t column, int64_t n);
+  /* Panel whose outputs are 64 rows (keys) and whose inner dimension is the slice's columns. */
+  void (*pack_keys)(void *panel, const kf_slice *s);
+  /* Panel whose outputs are the slice's columns (64 at most, the rest zero) and whose inner dimension is `count` rows. */
+  void (*pack_values)(void *panel, const kf_slice *s, int count);
   /* c[r][0 .. columns) = alpha[r] * c[r] + sum over `inner` of a[r] x panel; alpha NULL: without the first term.
    * Columns are rounded up to 16; c has room for 64. */
   void (*multiply)(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows, int columns,

@@ -27,16 +27,37 @@ static void convert(void *y, const float *x, int64_t n, int64_t padded) {
   }
 }
 
-static void pack_keys(void *panel, const void *const *rows, kf_dtype from, int64_t column, int64_t n) {
-  for (int key = 0; key < KF_PANEL; key += 16) {
-    for (int64_t l = 0; l < n; l += 32) {
-      __m512i block[16];
-      int64_t steps = n - l < 32 ? (n - l + 1) / 2 : 16;
+/* Elements l .. l + 32 of row i of a slice, with zeros after its end. `whole`: they are bf16 and none is after it. */
+static inline __attribute__((always_inline)) pairs load_slice(const kf_slice *s, int i, int64_t l, const bool whole) {
+  int64_t at = s->column + l;
+  if (whole) return _mm512_loadu_si512((const uint16_t *)s->rows[i] + at);
+  return load_pairs(s->rows[i], s->type, at, s->n - l);
+}
+
+static inline bool is_whole(const kf_slice *s, int64_t l) {
+  return s->type == KF_BF16 && s->n - l >= 32;
+}
+
+static inline __attribute__((always_inline)) void pack_block(uint32_t *to, const kf_slice *s, int key, int64_t l,
+                                                             const bool whole) {
+  __m512i block[16];
+  int64_t steps = s->n - l < 32 ? (s->n - l + 1) / 2 : 16;
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; i++) block[i] = load_pairs(rows[key + i], from, column + l, n - l);
-      transpose16(block);
+  for (int i = 0; i < 16; i++) block[i] = load_slice(s, key + i, l, whole);
+  transpose16(block);
+  if (whole) steps = 16;
+#pragma GCC unroll 16
+  for (int i = 0; i < steps; i++) _mm512_storeu_si512(to + (int64_t)i * KF_PANEL, block[i]);
+}
+
+static void pack_keys(void *panel, const kf_slice *s) {
+  for (int key = 0; key < KF_PANEL; key += 16) {
+    for (int64_t l = 0; l < s->n; l += 32) {
       uint32_t *to = (uint32_t *)panel + l / 2 * KF_PANEL + key;
-      for (int i = 0; i < steps; i++) _mm512_storeu_si512(to + (int64_t)i * KF_PANEL, block[i]);
+      if (is_whole(s, l))
+        pack_block(to, s, key, l, true);
+      else
+        pack_block(to, s, key, l, false);
     }
   }
 }
@@ -50,17 +71,29 @@ static inline void interleave(pairs a, pairs b, pairs *low, pairs *high) {
   *high = _mm512_permutex2var_epi16(a, hi, b);
 }
 
-static void pack_values(void *panel, const void *const *rows, int count, kf_dtype from, int64_t column, int64_t n) {
-  for (int i = 0; i < count; i += 2) {
-    uint32_t *to = (uint32_t *)panel + (int64_t)(i / 2) * KF_PANEL;
-    for (int64_t l = 0; l < KF_PANEL; l += 32) {
-      int64_t left = n > l ? n - l : 0;
-      pairs low, high, a = load_pairs(rows[i], from, column + l, left);
-      pairs b = i + 1 < count ? load_pairs(rows[i + 1], from, column + l, left) : _mm512_setzero_si512();
-      interleave(a, b, &low, &high);
-      _mm512_storeu_si512(to + l, low);
-      _mm512_storeu_si512(to + l + 16, high);
-    }
+static inline __attribute__((always_inline)) void pack_pairs(uint32_t *to, const kf_slice *s, int count, int64_t l,
+                                                             const bool whole) {
+  for (int i = 0; i + 1 < count; i += 2, to += KF_PANEL) {
+    pairs low, high;
+    interleave(load_slice(s, i, l, whole), load_slice(s, i + 1, l, whole), &low, &high);
+    _mm512_storeu_si512(to, low);
+    _mm512_storeu_si512(to + 16, high);
+  }
+  if (count % 2 == 0) return;
+  pairs low, high;
+  interleave(load_slice(s, count - 1, l, whole), _mm512_setzero_si512(), &low, &high);
+  _mm512_storeu_si512(to, low);
+  _mm512_storeu_si512(to + 16, high);
+}
+
+static void pack_values(void *panel, const kf_slice *s, int count) {
+  for (int64_t l = 0; l < KF_PANEL; l += 32) {
+    if (is_whole(s, l))
+      pack_pairs((uint32_t *)panel + l, s, count, l, true);
+    else if (l < s->n)
+      pack_pairs((uint32_t *)panel + l, s, count, l, false);
+    else
+      for (int i = 0; i < count; i += 2) memset((uint32_t *)panel + l + i / 2 * KF_PANEL, 0, 32 * sizeof(uint32_t));
   }
 }
 
@@ -107,14 +140,16 @@ static inline __attribute__((always_inline)) void tile_columns(float *c, int64_t
   }
 }
 
+/* Rows in groups as equal as can be: small groups leave the multipliers waiting. */
 static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows,
                      int columns, const float *alpha) {
-  int64_t steps = (inner + 1) / 2;
-  for (int64_t r = 0; r < rows; r += KF_ROW_GROUP) {
+  int64_t steps = (inner + 1) / 2, groups = (rows + KF_ROW_GROUP - 1) / KF_ROW_GROUP;
+  for (int64_t g = 0, r = 0; g < groups; g++) {
+    int64_t end = rows * (g + 1) / groups;
     float *to = c + r * ldc;
     const uint16_t *from = (const uint16_t *)a + r * lda;
     const float *factors = alpha ? alpha + r : NULL;
-    switch (rows - r) {
+    switch (end - r) {
     case 1: tile_columns(to, ldc, from, lda, panel, steps, factors, 1, columns); break;
     case 2: tile_columns(to, ldc, from, lda, panel, steps, factors, 2, columns); break;
     case 3: tile_columns(to, ldc, from, lda, panel, steps, factors, 3, columns); break;
@@ -122,6 +157,7 @@ static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const vo
     case 5: tile_columns(to, ldc, from, lda, panel, steps, factors, 5, columns); break;
     default: tile_columns(to, ldc, from, lda, panel, steps, factors, 6, columns);
     }
+    r = end;
   }
 }
 

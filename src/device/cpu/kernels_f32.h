@@ -150,45 +150,51 @@ static void convert(void *y, const float *x, int64_t n, int64_t padded) {
   if (padded > n) memset((float *)y + n, 0, (size_t)(padded - n) * sizeof *x);
 }
 
-static inline vf load_any(const void *row, kf_dtype from, int64_t column, int n) {
-  if (from == KF_BF16) return vf_load_bf16_n((const uint16_t *)row + column, n);
-  return n == VL ? vf_load((const float *)row + column) : vf_load_n((const float *)row + column, n);
+/* Numbers l .. l + n (n <= VL) of row i of a slice. */
+static inline vf load_slice(const kf_slice *s, int i, int64_t l, int n) {
+  int64_t at = s->column + l;
+  if (s->type == KF_BF16) {
+    const uint16_t *x = (const uint16_t *)s->rows[i] + at;
+    return n == VL ? vf_load_bf16(x) : vf_load_bf16_n(x, n);
+  }
+  const float *x = (const float *)s->rows[i] + at;
+  return n == VL ? vf_load(x) : vf_load_n(x, n);
 }
 
 #if defined(__AVX512F__)
 #include "device/cpu/transpose_avx512.h"
 
-static void pack_keys(void *panel, const void *const *rows, kf_dtype from, int64_t column, int64_t n) {
+static void pack_keys(void *panel, const kf_slice *s) {
   for (int key = 0; key < KF_PANEL; key += 16) {
-    for (int64_t l = 0; l < n; l += 16) {
-      int width = n - l < 16 ? (int)(n - l) : 16;
+    for (int64_t l = 0; l < s->n; l += 16) {
+      int width = s->n - l < 16 ? (int)(s->n - l) : 16;
       __m512i block[16];
-      for (int i = 0; i < 16; i++) block[i] = _mm512_castps_si512(load_any(rows[key + i], from, column + l, width));
+      for (int i = 0; i < 16; i++) block[i] = _mm512_castps_si512(load_slice(s, key + i, l, width));
       transpose16(block);
       for (int i = 0; i < width; i++) _mm512_storeu_si512((float *)panel + (l + i) * KF_PANEL + key, block[i]);
     }
   }
 }
 #else
-static void pack_keys(void *panel, const void *const *rows, kf_dtype from, int64_t column, int64_t n) {
+static void pack_keys(void *panel, const kf_slice *s) {
   float *to = panel;
   for (int key = 0; key < KF_PANEL; key++) {
-    for (int64_t l = 0; l < n; l += VL) {
-      int width = n - l < VL ? (int)(n - l) : VL;
+    for (int64_t l = 0; l < s->n; l += VL) {
+      int width = s->n - l < VL ? (int)(s->n - l) : VL;
       float part[VL];
-      vf_store(part, load_any(rows[key], from, column + l, width));
+      vf_store(part, load_slice(s, key, l, width));
       for (int i = 0; i < width; i++) to[(l + i) * KF_PANEL + key] = part[i];
     }
   }
 }
 #endif
 
-static void pack_values(void *panel, const void *const *rows, int count, kf_dtype from, int64_t column, int64_t n) {
+static void pack_values(void *panel, const kf_slice *s, int count) {
   for (int i = 0; i < count; i++) {
     float *to = (float *)panel + (int64_t)i * KF_PANEL;
     for (int64_t l = 0; l < KF_PANEL; l += VL) {
-      int width = n - l < VL ? (int)(n - l) : VL;
-      vf_store(to + l, width > 0 ? load_any(rows[i], from, column + l, width) : vf_set(0));
+      int width = s->n - l < VL ? (int)(s->n - l) : VL;
+      vf_store(to + l, width > 0 ? load_slice(s, i, l, width) : vf_set(0));
     }
   }
 }
@@ -239,11 +245,13 @@ static void tile_rows(float *c, int64_t ldc, const float *a, int64_t lda, const 
 
 static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows,
                      int columns, const float *alpha) {
-  for (int64_t r = 0; r < rows; r += TILE_ROWS) {
-    int64_t count = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+  int64_t groups = (rows + TILE_ROWS - 1) / TILE_ROWS;
+  for (int64_t g = 0, r = 0; g < groups; g++) {
+    int64_t end = rows * (g + 1) / groups;
     for (int v = 0; v < columns; v += TILE_VECTORS * VL)
       tile_rows(c + r * ldc + v, ldc, (const float *)a + r * lda, lda, (const float *)panel + v, inner, alpha ? alpha + r : NULL,
-                count);
+                end - r);
+    r = end;
   }
 }
 

@@ -7,7 +7,7 @@
 
 enum {
   OWN_ROWS = 16,     /* up to here our kernels beat oneDNN */
-  INNER_CHUNK = 512, /* elements of a panel that stay in the L1 cache while several groups of rows use them */
+  INNER_CHUNK = 256, /* elements of a panel that stay in the L1 cache while several groups of rows use them */
 };
 
 static void weight_free(kf_device *d, kf_weight *w) {
@@ -48,7 +48,8 @@ static void *panel_at(const kf_weight *w, int64_t panel) {
 static void pack_panel(const kf_tile_kernels *tile, const kf_weight *w, const float *from, int64_t panel, const float *zeros) {
   const void *rows[KF_PANEL];
   for (int64_t i = 0; i < KF_PANEL; i++) rows[i] = panel * KF_PANEL + i < w->n ? from + (panel * KF_PANEL + i) * w->k : zeros;
-  tile->pack_keys(panel_at(w, panel), rows, KF_F32, 0, w->k);
+  kf_slice all = {rows, KF_F32, 0, w->k};
+  tile->pack_keys(panel_at(w, panel), &all);
 }
 
 static kf_status pack(kf_device *d, const float *w, const float *bias, int64_t n, int64_t k, kf_weight **out, kf_error *e) {
