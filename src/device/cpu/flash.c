@@ -180,9 +180,15 @@ static void attend_rows(const kf_cpu *c, const kf_flash *f, const task *t, const
     int64_t position = past + (r + i) / f->heads;
     int low = (int)kf_most(0, kf_least(count, first_visible(f, position) - k->first));
     int high = (int)kf_most(0, kf_least(k->count, position + 1 - k->first));
+    char *p = w->probabilities + (size_t)(i * KF_TILE) * element;
+    alpha[i] = 1;
+    if (low >= high) {
+      memset(p, 0, (size_t)count * element);
+      continue;
+    }
     alpha[i] = c->tile->softmax(w->scores + i * KF_TILE, count, low, high,
                                 factors_of(f, w, group * f->heads + (int)((r + i) % f->heads)), f->scale * 1.44269504f,
-                                &w->maximum[base + i], &w->total[base + i], w->probabilities + (size_t)(i * KF_TILE) * element);
+                                &w->maximum[base + i], &w->total[base + i], p);
   }
   for (int64_t v = 0; v < f->d_v; v += KF_PANEL)
     c->tile->multiply(w->sums + base * w->wide + v, w->wide, w->probabilities, KF_TILE, w->values + v / KF_PANEL * value_bytes(c),

@@ -52,7 +52,7 @@ typedef struct kf_tile_kernels {
    * Columns are rounded up to 16; c has room for 64. */
   void (*multiply)(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows, int columns,
                    const float *alpha);
-  /* One row of the online softmax. s: scores of `count` keys (a multiple of 16), those outside [low, high) invisible;
+  /* One row of the online softmax. s: scores of `count` keys (a multiple of 64), those outside [low, high) invisible, low < high;
    * factor (NULL: 1) multiplies the scores, `scale` (with log2 e in it) too. p = 2^(s - maximum) in the compute type.
    * Updates *maximum and *sum and returns what earlier sums must be multiplied by. */
   float (*softmax)(float *s, int count, int low, int high, const float *factor, float scale, float *maximum, float *sum, void *p);

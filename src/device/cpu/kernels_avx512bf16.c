@@ -163,11 +163,11 @@ static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const vo
 
 static float softmax(float *s, int count, int low, int high, const float *factor, float scale, float *maximum, float *sum,
                      void *p) {
-  float shift, alpha = softmax_begin(s, count, low, high, factor, scale, maximum, sum, &shift);
+  float alpha = softmax_begin(s, count, low, high, factor, scale, maximum, sum);
   vf total = vf_set(0);
   for (int i = 0; i < count; i += 32) {
-    vf a = vf_exp2(vf_fma(vf_load(s + i), vf_set(scale), vf_set(-shift)));
-    vf b = vf_exp2(vf_fma(vf_load(s + i + 16), vf_set(scale), vf_set(-shift)));
+    vf a = vf_exp2(vf_fma(vf_load(s + i), vf_set(scale), vf_set(-*maximum)));
+    vf b = vf_exp2(vf_fma(vf_load(s + i + 16), vf_set(scale), vf_set(-*maximum)));
     total = total + (a + b);
     _mm512_storeu_si512((uint16_t *)p + i, to_pairs(a, b));
   }

@@ -259,10 +259,10 @@ static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const vo
 
 static float softmax(float *s, int count, int low, int high, const float *factor, float scale_, float *maximum, float *sum,
                      void *p) {
-  float shift, alpha = softmax_begin(s, count, low, high, factor, scale_, maximum, sum, &shift);
+  float alpha = softmax_begin(s, count, low, high, factor, scale_, maximum, sum);
   vf total = vf_set(0);
   for (int i = 0; i < count; i += VL) {
-    vf e = vf_exp2(vf_fma(vf_load(s + i), vf_set(scale_), vf_set(-shift)));
+    vf e = vf_exp2(vf_fma(vf_load(s + i), vf_set(scale_), vf_set(-*maximum)));
     total = total + e;
     vf_store((float *)p + i, e);
   }

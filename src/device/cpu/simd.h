@@ -44,8 +44,8 @@ static inline vf vf_min(vf a, vf b) {
 static inline vf vf_abs(vf a) {
   return _mm512_abs_ps(a);
 }
-static inline vf vf_round(vf a) {
-  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+static inline vf vf_floor(vf a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 static inline vf vf_scale2(vf a, vf n) {
   return _mm512_scalef_ps(a, n);
@@ -96,8 +96,8 @@ static inline vf vf_min(vf a, vf b) {
 static inline vf vf_abs(vf a) {
   return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
 }
-static inline vf vf_round(vf a) {
-  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+static inline vf vf_floor(vf a) {
+  return _mm256_floor_ps(a);
 }
 /* a x 2^n, n a whole number in [-126, 127]; 0 below. */
 static inline vf vf_scale2(vf a, vf n) {
@@ -140,10 +140,10 @@ static inline vf vf_min(vf a, vf b) {
 static inline vf vf_abs(vf a) {
   return (vf)((vf_bits)a & 0x7fffffff);
 }
-/* To the nearest whole number, for |a| < 2^22 (larger ones are clamped). */
-static inline vf vf_round(vf a) {
+/* The whole number below (a whole number may give the one below it), for |a| < 2^22; larger ones are clamped. */
+static inline vf vf_floor(vf a) {
   vf magic = vf_set(12582912.0f); /* 1.5 x 2^23 */
-  return (vf_min(vf_max(a, vf_set(-4e6f)), vf_set(4e6f)) + magic) - magic;
+  return (vf_min(vf_max(a, vf_set(-4e6f)), vf_set(4e6f)) - vf_set(0.5f) + magic) - magic;
 }
 static inline vf vf_scale2(vf a, vf n) {
   vf clamped = vf_min(vf_max(n, vf_set(-127)), vf_set(127));
@@ -196,29 +196,32 @@ static inline void vf_store_bf16_n(uint16_t *p, vf a, int n) {
   memcpy(p, part, (size_t)n * sizeof *p);
 }
 
-/* 2^f x 2^n, |f| <= 1/2: minimax polynomial, relative error below 2e-7. */
-static inline vf vf_exp2_parts(vf f, vf n) {
-  vf p = vf_fma(vf_set(1.535336188319500e-4f), f, vf_set(1.339887440266574e-3f));
-  p = vf_fma(p, f, vf_set(9.618437357674640e-3f));
-  p = vf_fma(p, f, vf_set(5.550332471162809e-2f));
-  p = vf_fma(p, f, vf_set(2.402264791363012e-1f));
-  p = vf_fma(p, f, vf_set(6.931472028550421e-1f));
-  return vf_scale2(vf_fma(p, f, vf_set(1)), n);
+/* 2^f, 0 <= f <= 1: minimax polynomial that is 1 at 0, relative error below 1e-7. */
+static inline vf vf_exp2_fraction(vf f) {
+  vf p = vf_fma(vf_set(1.8671302e-3f), f, vf_set(9.0170300e-3f));
+  p = vf_fma(p, f, vf_set(5.5799913e-2f));
+  p = vf_fma(p, f, vf_set(2.4016445e-1f));
+  p = vf_fma(p, f, vf_set(6.9315131e-1f));
+  return vf_fma(p, f, vf_set(1));
 }
 
-/* 2^x; 0 for very small x, -infinity included. */
+/* 2^x, x finite; 0 for very small x. */
 static inline vf vf_exp2(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(vf_exp2_fraction(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)), x);
+#else
   x = vf_max(x, vf_set(-200));
-  vf n = vf_round(x);
-  return vf_exp2_parts(x - n, n);
+  vf n = vf_floor(x);
+  return vf_scale2(vf_exp2_fraction(x - n), n);
+#endif
 }
 
 /* e^x by Cody and Waite's reduction, so that large |x| keeps its accuracy. */
 static inline vf vf_exp(vf x) {
   x = vf_min(vf_max(x, vf_set(-120)), vf_set(88));
-  vf n = vf_round(x * vf_set(1.44269504f));
+  vf n = vf_floor(x * vf_set(1.44269504f));
   vf r = vf_fma(n, vf_set(2.12194440e-4f), vf_fma(n, vf_set(-0.693359375f), x));
-  return vf_exp2_parts(r * vf_set(1.44269504f), n);
+  return vf_scale2(vf_exp2_fraction(r * vf_set(1.44269504f)), n);
 }
 
 #endif
