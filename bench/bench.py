@@ -9,7 +9,7 @@
 Everyone is run in turn, round after round, and the median of the rounds counts, because machines are noisy. With --json one
 object is printed: ours, peers (name: figure), limit, unit, and all cases with the same keys; the first is the headline.
 Models and the peers' environment stand in ${XDG_CACHE_HOME:-~/.cache}/kvfold. Options: --build DIR (build/release),
---rounds N (3), --threads N (all), --only TEXT (the cases whose name has TEXT in it).
+--no-build, --rounds N (3), --threads N (all), --only TEXT (the cases whose name has TEXT in it).
 """
 import argparse
 import json
@@ -37,9 +37,10 @@ class Bench:
         self.build = (ROOT / o.build).resolve()
         self.kvfold = self.build / "bin" / "kvfold"
         STORE.mkdir(parents=True, exist_ok=True)
-        if not (self.build / "CMakeCache.txt").exists():
-            self.sh("cmake", "--preset", "release", "-B", self.build)
-        self.sh("cmake", "--build", self.build, "--target", "kvfold-cli", "benches")
+        if not o.no_build:
+            if not (self.build / "CMakeCache.txt").exists():
+                self.sh("cmake", "--preset", "release", "-B", self.build)
+            self.sh("cmake", "--build", self.build, "--target", "kvfold-cli", "benches")
         self.python = peers.setup()
 
     def sh(self, *command):
@@ -293,6 +294,7 @@ def main():
     p.add_argument("name", choices=names)
     p.add_argument("--json", action="store_true")
     p.add_argument("--build", default="build/release")
+    p.add_argument("--no-build", action="store_true", help="the programs are there already")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--only", default="")
@@ -312,4 +314,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"bench: {' '.join(map(str, failed.cmd))} failed\n{failed.stderr or ''}".rstrip())
