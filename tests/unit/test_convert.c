@@ -119,6 +119,20 @@ static void check_identity(const char *model) {
   free(want);
 }
 
+/* Both methods at half the cache: the two forms agree. */
+static void check_forms(const char *model) {
+  static const char *const methods[] = {"mha2mla", "x-ecomla"};
+  for (int i = 0; i < 2; i++) {
+    char what[4352];
+    int v;
+    snprintf(what, sizeof what, "%s by %s", model, methods[i]);
+    convert(model, dst_path("half"), methods[i], "60%", NULL);
+    float *want = logits_of(dst_path("half"), KF_FORM_EXPANDED, &v);
+    assert_same_logits(dst_path("half"), want, 2e-5, what);
+    free(want);
+  }
+}
+
 static void test_full_width_is_the_original(void **state) {
   (void)state;
   check_identity(books);
@@ -140,6 +154,7 @@ static void test_every_family_survives_conversion(void **state) {
         strcmp(info.attention, "grouped") != 0)
       continue;
     check_identity(model);
+    check_forms(model);
     done++;
   }
   closedir(d);
