@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "convert/plan.h"
+#include "convert/fold.h"
 #include "convert/record.h"
 #include "convert/statistics.h"
 #include "convert/write.h"
@@ -26,6 +26,7 @@ typedef struct job {
   json_t *recipe, *fingerprint;
   kf_output *output;
   kf_calibration *calibration;
+  kf_fold *fold;
   kf_convert_result result;
 } job;
 
@@ -44,8 +45,9 @@ static kf_status write_recipe(job *j, kf_error *e) {
   const kf_convert_options *o = j->o;
   json_t *files = json_array();
   for (int i = 0; i < o->calibration_count; i++) json_array_append_new(files, json_string(o->calibration[i]));
-  j->recipe = json_pack("{s:s,s:s?,s:s,s:O,s:o,s:I}", "method", j->plan.method->name, "cache", o->cache, "dtype", kf_dtype_name(j->dtype),
-                        "settings", j->plan.settings, "calibration", files, "calibration_tokens", (json_int_t)j->calibration_tokens);
+  j->recipe =
+      json_pack("{s:s,s:s?,s:s,s:O,s:o,s:I}", "method", j->plan.method->name, "cache", o->cache, "dtype", kf_dtype_name(j->dtype),
+                "settings", j->plan.settings, "calibration", files, "calibration_tokens", (json_int_t)j->calibration_tokens);
   return j->recipe ? KF_OK : kf_fail(e, KF_ERROR_INPUT, "the recipe cannot be recorded: a name is not UTF-8");
 }
 
@@ -57,7 +59,8 @@ static int by_name(const struct dirent **a, const struct dirent **b) {
 static void note_file(json_t *list, const char *path) {
   struct stat st;
   if (stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return;
-  json_array_append_new(list, json_pack("[s,I,I,I]", path, (json_int_t)st.st_size, (json_int_t)st.st_mtim.tv_sec, (json_int_t)st.st_mtim.tv_nsec));
+  json_array_append_new(
+      list, json_pack("[s,I,I,I]", path, (json_int_t)st.st_size, (json_int_t)st.st_mtim.tv_sec, (json_int_t)st.st_mtim.tv_nsec));
 }
 
 static kf_status take_fingerprint(job *j, kf_error *e) {
@@ -75,8 +78,8 @@ static kf_status take_fingerprint(job *j, kf_error *e) {
   for (int i = 0; i < o->calibration_count; i++) note_file(files, o->calibration[i]);
   const char *ranks = json_string_value(json_object_get(j->plan.settings, "ranks_file"));
   if (ranks) note_file(files, ranks);
-  j->fingerprint = json_pack("{s:s,s:o,s:O,s:I,s:i,s:i}", "version", KF_VERSION, "files", files, "recipe", j->recipe, "shard_bytes",
-                             (json_int_t)o->shard_bytes, "threads", o->threads, "compute", (int)o->compute);
+  j->fingerprint = json_pack("{s:s,s:o,s:O,s:I,s:i,s:i}", "version", KF_VERSION, "files", files, "recipe", j->recipe,
+                             "shard_bytes", (json_int_t)o->shard_bytes, "threads", o->threads, "compute", (int)o->compute);
   return j->fingerprint ? KF_OK : kf_fail(e, KF_ERROR_INPUT, "the path of the source is not UTF-8");
 }
 
@@ -88,7 +91,8 @@ static kf_status prepare(job *j, const char *src, const char *dst, kf_error *e) 
   KF_TRY(kf_model_read(j->path, &j->config, &j->weights, e));
   KF_TRY(choose_dtype(j, e));
   KF_TRY(kf_plan_resolve(&j->plan, &j->config, &j->weights, &o->hooks, e));
-  if (j->plan.needs_scores) j->calibration_tokens = o->calibration_tokens ? o->calibration_tokens : DEFAULT_CALIBRATION_TOKENS;
+  if (j->plan.needs_scores || j->plan.method->stream)
+    j->calibration_tokens = o->calibration_tokens ? o->calibration_tokens : DEFAULT_CALIBRATION_TOKENS;
   KF_TRY(write_recipe(j, e));
   return take_fingerprint(j, e);
 }
@@ -116,9 +120,9 @@ static kf_status write_generation_config(const job *j, const char *directory, kf
 }
 
 static kf_status write_companions(const job *j, kf_error *e) {
-  static const char *const names[] = {"tokenizer.json",       "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                                      "generation_config.json", "chat_template.jinja",   "chat_template.json",      "tokenizer.model",
-                                      "vocab.json",           "merges.txt"};
+  static const char *const names[] = {
+      "tokenizer.json",      "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+      "chat_template.jinja", "chat_template.json",    "tokenizer.model",         "vocab.json",        "merges.txt"};
   const char *directory = kf_output_path(j->output);
   if (kf_source_gguf(j->weights.source)) {
     kf_tokenizer *t;
@@ -142,7 +146,8 @@ static kf_status write_companions(const job *j, kf_error *e) {
 typedef struct unit {
   job *j;
   int number;
-  bool mapped; /* the attention of this layer is converted, all but its output projection */
+  bool mapped;     /* the attention of this layer is converted, all but its output projection */
+  bool own_output; /* that too */
 } unit;
 
 static int unit_of(const kf_config *c, const char *name) {
@@ -164,7 +169,7 @@ static kf_status copy_embedding(job *j, const char *name, int64_t rows, int64_t 
 static kf_status copy_tensor(void *user, const char *name, int64_t rows, int64_t columns, kf_error *e) {
   const unit *u = user;
   if (unit_of(&u->j->config, name) != u->number) return KF_OK;
-  if (u->mapped && strstr(name, ".self_attn.") && !strstr(name, ".o_proj.")) return KF_OK;
+  if (u->mapped && strstr(name, ".self_attn.") && !(strstr(name, ".o_proj.") && !u->own_output)) return KF_OK;
   if (u->number == 0) return copy_embedding(u->j, name, rows, columns, e);
   return kf_output_copy(u->j->output, &u->j->weights, name, rows, columns, e);
 }
@@ -178,13 +183,15 @@ static kf_status write_mapped(job *j, int layer, const kf_mapped *m, kf_error *e
   return KF_OK;
 }
 
-/* Maps and writes the attention of a layer; *record describes it. */
-static kf_status convert_attention(job *j, int layer, const double *scores, json_t **record, kf_error *e) {
+/* Maps and writes the attention of a layer; *record describes it, *own_output says that the output projection is among it. */
+static kf_status convert_attention(job *j, int layer, const double *scores, json_t **record, bool *own_output, kf_error *e) {
   kf_mapped mapped;
   kf_error why = {0};
-  kf_status s = j->plan.method->map(&j->plan, layer, scores, &mapped, &why);
+  kf_status s =
+      j->fold ? kf_fold_next(j->fold, layer, &mapped, &why) : j->plan.method->map(&j->plan, layer, scores, &mapped, &why);
   if (s != KF_OK) return kf_fail(e, s, "layer %d: %s", layer, why.message);
   *record = kf_layer_record(&mapped.attention);
+  for (int i = 0; i < mapped.tensors; i++) *own_output = *own_output || strcmp(mapped.tensor[i].name, "o_proj.weight") == 0;
   s = *record ? write_mapped(j, layer, &mapped, e) : kf_fail(e, KF_ERROR_MEMORY, "out of memory");
   kf_mapped_free(&mapped);
   return s;
@@ -204,12 +211,15 @@ static kf_status do_layer(job *j, int layer, bool done_before, kf_error *e) {
   if (mapped) j->result.layers_converted++;
   if (!mapped) j->result.layers_kept++;
   if (done_before) {
+    kf_mapped again; /* the next layer's statistics and streams take what this one gives */
+    if (j->fold) KF_GO(kf_fold_next(j->fold, layer, &again, e));
+    if (j->fold) kf_mapped_free(&again);
     j->result.layers_resumed++;
     goto done;
   }
-  unit u = {j, 1 + layer, mapped};
-  if (mapped) KF_GO(convert_attention(j, layer, scores, &record, e));
-  if (!mapped && j->plan.method->map) record = kf_layer_record(&j->config.layer[layer].attention);
+  unit u = {.j = j, .number = 1 + layer, .mapped = mapped};
+  if (mapped) KF_GO(convert_attention(j, layer, scores, &record, &u.own_output, e));
+  if (!mapped && j->plan.method->resolve) record = kf_layer_record(&j->config.layer[layer].attention);
   KF_GO(kf_weights_each(&j->config, copy_tensor, &u, e));
   KF_GO(kf_output_end_unit(j->output, record, e));
 done:
@@ -222,20 +232,29 @@ static kf_status do_unit(job *j, int number, kf_error *e) {
   bool done_before = number < kf_output_units(j->output);
   if (number > 0 && number <= j->config.layers) return do_layer(j, number - 1, done_before, e);
   if (done_before) return KF_OK;
-  unit u = {j, number, false};
+  unit u = {.j = j, .number = number};
   KF_TRY(kf_weights_each(&j->config, copy_tensor, &u, e));
   return kf_output_end_unit(j->output, NULL, e);
 }
 
+/* What looks at calibration text before the first layer is written. */
+static kf_status calibrate(job *j, kf_error *e) {
+  kf_tokenizer *t;
+  char scratch[KF_PATH];
+  if (!j->plan.needs_scores && !j->plan.method->stream) return KF_OK;
+  KF_TRY(kf_join(scratch, kf_output_path(j->output), "statistics", e));
+  KF_TRY(open_tokenizer(j, &t, e));
+  kf_status s = j->plan.method->stream
+                    ? kf_fold_create(&j->plan, t, j->o, j->calibration_tokens, scratch, &j->fold, e)
+                    : kf_calibration_create(&j->config, &j->weights, t, j->o, j->calibration_tokens, &j->calibration, e);
+  kf_tokenizer_close(t);
+  if (s == KF_OK && j->fold) json_object_set_new(j->recipe, "chosen", kf_fold_record(j->fold));
+  return s;
+}
+
 static kf_status do_units(job *j, kf_error *e) {
   int units = j->config.layers + 2;
-  if (j->plan.needs_scores) {
-    kf_tokenizer *t;
-    KF_TRY(open_tokenizer(j, &t, e));
-    kf_status s = kf_calibration_create(&j->config, &j->weights, t, j->o, j->calibration_tokens, &j->calibration, e);
-    kf_tokenizer_close(t);
-    KF_TRY(s);
-  }
+  KF_TRY(calibrate(j, e));
   for (int i = 0; i < units; i++) {
     KF_TRY(kf_progress(&j->o->hooks, "converting", i, units, e));
     KF_TRY(do_unit(j, i, e));
@@ -248,10 +267,12 @@ static kf_status do_units(job *j, kf_error *e) {
 /* Records of the layers, without those of the embedding and the rest. */
 static kf_status write_config(job *j, kf_error *e) {
   char path[KF_PATH];
-  json_t *layers = j->plan.method->map || *j->config.method ? json_array() : NULL, *config;
-  for (int i = 0; layers && i < j->config.layers; i++) json_array_append(layers, json_array_get(kf_output_records(j->output), (size_t)i + 1));
+  json_t *layers = j->plan.method->resolve || *j->config.method ? json_array() : NULL, *config;
+  for (int i = 0; layers && i < j->config.layers; i++)
+    json_array_append(layers, json_array_get(kf_output_records(j->output), (size_t)i + 1));
   /* `none` leaves a converted model's own description as it is */
-  kf_status s = kf_config_record(&j->config, j->plan.method->name, j->recipe, j->plan.method->map ? layers : NULL, j->dtype, &config, e);
+  kf_status s = kf_config_record(&j->config, j->plan.method->name, j->recipe, j->plan.method->resolve ? layers : NULL, j->dtype,
+                                 &config, e);
   json_decref(layers);
   if (s != KF_OK) return s;
   s = kf_join(path, kf_output_path(j->output), "config.json", e);
@@ -284,6 +305,8 @@ static kf_status run(job *j, const char *src, const char *dst, kf_error *e) {
   KF_TRY(prepare(j, src, dst, e));
   KF_TRY(kf_output_open(dst, j->fingerprint, j->dtype, j->o->shard_bytes, &j->o->hooks, &j->output, e));
   KF_TRY(do_units(j, e));
+  kf_fold_free(j->fold); /* its scratch file stands in the output */
+  j->fold = NULL;
   KF_TRY(kf_output_seal(j->output, e));
   KF_TRY(write_companions(j, e));
   KF_TRY(write_config(j, e));
@@ -307,6 +330,7 @@ kf_status kf_convert(const char *src, const char *dst, const kf_convert_options 
   kf_linalg_threads(threads);
   kf_output_close(j->output, s == KF_ERROR_CANCELLED);
   kf_calibration_free(j->calibration);
+  kf_fold_free(j->fold);
   kf_plan_free(&j->plan);
   kf_weights_close(&j->weights);
   kf_config_free(&j->config);

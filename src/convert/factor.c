@@ -55,7 +55,8 @@ static void place(const kf_basis *b, int64_t rank, kf_placement placement, const
   }
 }
 
-kf_status kf_basis_factor(const kf_basis *b, const double *a, int64_t rank, kf_placement placement, double *up, double *down, kf_error *e) {
+kf_status kf_basis_factor(const kf_basis *b, const double *a, int64_t rank, kf_placement placement, double *up, double *down,
+                          kf_error *e) {
   double *s;
   KF_NEW(s, rank, e);
   if (b->left) {

@@ -13,7 +13,8 @@ enum { ROPE_POLICY, ROPE_PAIRS, RANK, SVD, RANKS_FILE, SCORE, LAYERS, SINGULAR_V
 enum { SVD_JOINT, SVD_SPLIT, SVD_K_ONLY, SVD_V_ONLY, SVD_NONE };
 enum { SCORE_PRODUCT, SCORE_SUM };
 
-static const char *const policies[] = {"high", "low", "uniform", "2-norm", "high-low", "2-norm-global", NULL}; /* as kf_rope_policy */
+static const char *const policies[] = {"high",     "low",           "uniform", "2-norm",
+                                       "high-low", "2-norm-global", NULL}; /* as kf_rope_policy */
 static const char *const svds[] = {"joint", "split", "k-only", "v-only", "none", NULL};
 static const char *const scores_of[] = {"product", "sum", NULL};
 static const char *const placements[] = {"up", "down", "split", NULL}; /* as kf_placement */
@@ -40,7 +41,7 @@ static kf_status resolve_policy(kf_plan *p, kf_error *e) {
   const kf_config *c = p->source;
   const char *file = p->value[RANKS_FILE].text;
   int half = c->head_dim / 2;
-  p->policy = p->value[ROPE_POLICY].given ? (kf_rope_policy)p->value[ROPE_POLICY].choice
+  p->policy = p->value[ROPE_POLICY].given  ? (kf_rope_policy)p->value[ROPE_POLICY].choice
               : p->has_calibration || file ? KF_ROPE_2NORM
                                            : KF_ROPE_HIGH;
   json_object_set_new(p->settings, "rope_policy", json_string(policies[p->policy]));
@@ -60,7 +61,9 @@ static kf_status resolve_policy(kf_plan *p, kf_error *e) {
 }
 
 /* Rows of kv_b and how few and how many latents its svd form can have. */
-typedef struct limits { int64_t k, v, least, most; } limits;
+typedef struct limits {
+  int64_t k, v, least, most;
+} limits;
 
 static limits layer_limits(const kf_plan *p, int layer) {
   const kf_attention_config *a = &p->source->layer[layer].attention;
@@ -90,16 +93,18 @@ static kf_status resolve_rank(kf_plan *p, int layer, bool *clamped, kf_error *e)
   if (p->value[RANK].given) {
     int64_t rank = p->value[RANK].integer;
     if (rank < l.least || rank > l.most)
-      return kf_fail(e, KF_ERROR_INPUT, "rank=%lld: layer %d with svd=%s can have %lld to %lld latents", (long long)rank, layer, svd,
-                     (long long)l.least, (long long)l.most);
+      return kf_fail(e, KF_ERROR_INPUT, "rank=%lld: layer %d with svd=%s can have %lld to %lld latents", (long long)rank, layer,
+                     svd, (long long)l.least, (long long)l.most);
     p->rank[layer] = (int)rank;
     return KF_OK;
   }
   if (p->value[SVD].choice == SVD_NONE && !p->budget.given) budget = l.most + other;
   if (budget - other < l.least)
     return kf_fail(e, KF_ERROR_INPUT,
-                   "a budget of %lld elements a token is too small for layer %d: %lld go to %d rope pairs a KV head%s, and svd=%s needs %lld more",
-                   budget, layer, other, p->pairs, p->source->layer[layer].attention.qk_norm ? " and its norms" : "", svd, (long long)l.least);
+                   "a budget of %lld elements a token is too small for layer %d: %lld go to %d rope pairs a KV head%s, and "
+                   "svd=%s needs %lld more",
+                   budget, layer, other, p->pairs, p->source->layer[layer].attention.qk_norm ? " and its norms" : "", svd,
+                   (long long)l.least);
   *clamped = *clamped || budget - other > l.most;
   p->rank[layer] = (int)(budget - other > l.most ? l.most : budget - other);
   return KF_OK;
@@ -148,12 +153,12 @@ typedef struct work {
   const kf_attention_config *a;
   int layer, half;
   int64_t hidden;
-  int *order;                    /* [kv_heads, d_qk] */
-  float *q, *k, *v;              /* [heads d_qk, hidden], [kv_heads d_qk, hidden], [kv_heads d_v, hidden] */
+  int *order;       /* [kv_heads, d_qk] */
+  float *q, *k, *v; /* [heads d_qk, hidden], [kv_heads d_qk, hidden], [kv_heads d_v, hidden] */
   float *q_bias, *k_bias, *v_bias;
-  double *stack;                 /* [rows of kv_b, hidden]: per KV head its nope key rows, then its value rows */
+  double *stack; /* [rows of kv_b, hidden]: per KV head its nope key rows, then its value rows */
   int64_t rows;
-  int64_t *row_list;             /* [rows] */
+  int64_t *row_list; /* [rows] */
 } work;
 
 static kf_status read_source(work *w, kf_error *e) {
@@ -205,7 +210,8 @@ static int64_t list_rows(work *w, const int *pairs, bool keys, bool values) {
 }
 
 /* Latents first .. first+count-1 carry `rows` listed rows of the stack: factored, or as they are when full. */
-static kf_status fill_latents(work *w, int64_t rows, int64_t first, int64_t count, bool full, float *kv_a, float *kv_b, int rank, kf_error *e) {
+static kf_status fill_latents(work *w, int64_t rows, int64_t first, int64_t count, bool full, float *kv_a, float *kv_b, int rank,
+                              kf_error *e) {
   int64_t hidden = w->hidden;
   if (count == 0 || rows == 0) return KF_OK;
   if (full) {
@@ -220,7 +226,8 @@ static kf_status fill_latents(work *w, int64_t rows, int64_t first, int64_t coun
   double *part = w->stack, *gathered = NULL, *up = NULL, *down = NULL;
   if (rows != w->rows) {
     if (!(part = gathered = kf_alloc((size_t)(rows * hidden), sizeof *gathered, e))) goto done;
-    for (int64_t i = 0; i < rows; i++) memcpy(part + i * hidden, w->stack + w->row_list[i] * hidden, (size_t)hidden * sizeof *part);
+    for (int64_t i = 0; i < rows; i++)
+      memcpy(part + i * hidden, w->stack + w->row_list[i] * hidden, (size_t)hidden * sizeof *part);
   }
   KF_GO(kf_basis_create(part, rows, hidden, &basis, e));
   up = kf_alloc((size_t)(rows * count), sizeof *up, e);

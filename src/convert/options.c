@@ -29,7 +29,8 @@ static int distance(const char *a, const char *b) {
 }
 
 /* "unknown KIND 'word'; did you mean 'x'? (known: a, b, c)"; words come from at(0), at(1), ... until NULL. */
-static kf_status unknown(const char *what, const char *word, const char *(*at)(const void *, int), const void *list, kf_error *e) {
+static kf_status unknown(const char *what, const char *word, const char *(*at)(const void *, int), const void *list,
+                         kf_error *e) {
   char known[384] = "";
   const char *near = NULL, *w;
   int best = 4;
@@ -73,8 +74,7 @@ static kf_status parse_value(const kf_key *k, const char *text, kf_value *v, kf_
   for (int i = 0; k->choices && k->choices[i]; i++)
     if (strcmp(k->choices[i], text) == 0) v->choice = i;
   if (v->choice >= 0) return KF_OK;
-  if (k->takes & KF_TAKES_TEXT)
-    return *text ? KF_OK : kf_fail(e, KF_ERROR_USAGE, "%s needs a value", k->name);
+  if (k->takes & KF_TAKES_TEXT) return *text ? KF_OK : kf_fail(e, KF_ERROR_USAGE, "%s needs a value", k->name);
   if (!(k->takes & (KF_TAKES_INTEGER | KF_TAKES_REAL))) {
     char what[64];
     snprintf(what, sizeof what, "value of %s", k->name);
@@ -82,8 +82,9 @@ static kf_status parse_value(const kf_key *k, const char *text, kf_value *v, kf_
   }
   bool whole = !(k->takes & KF_TAKES_REAL);
   if (!parse_number(text, &v->real) || v->real < k->low || v->real > k->high || (whole && v->real != floor(v->real)))
-    return kf_fail(e, KF_ERROR_USAGE, "%s=%.60s: expected %s from %g to %g%s%s", k->name, text, whole ? "a whole number" : "a number", k->low,
-                   k->high, k->choices ? " or " : "", k->choices ? k->choices[0] : "");
+    return kf_fail(e, KF_ERROR_USAGE, "%s=%.60s: expected %s from %g to %g%s%s", k->name, text,
+                   whole ? "a whole number" : "a number", k->low, k->high, k->choices ? " or " : "",
+                   k->choices ? k->choices[0] : "");
   v->integer = (int64_t)v->real;
   return KF_OK;
 }
@@ -117,7 +118,8 @@ static kf_status parse_budget(const char *text, kf_budget *b, kf_error *e) {
   bool percent = n > 1 && text[n - 1] == '%';
   snprintf(number, sizeof number, "%.*s", (int)(percent ? n - 1 : n), text);
   if (n >= sizeof number || !parse_number(number, &value) || value <= 0 || value > 1e9 || (!percent && value != floor(value)))
-    return kf_fail(e, KF_ERROR_USAGE, "cache budget '%.60s': expected elements per token and layer (192) or a part of the source's (50%%)", text);
+    return kf_fail(e, KF_ERROR_USAGE,
+                   "cache budget '%.60s': expected elements per token and layer (192) or a part of the source's (50%%)", text);
   *b = (kf_budget){.given = true, .elements = percent ? 0 : (int64_t)value, .percent = percent ? value : 0};
   return KF_OK;
 }
@@ -187,7 +189,8 @@ kf_status kf_plan_record(kf_plan *p, int key, const int *per_layer, kf_error *e)
     value = json_integer(*one);
     json_decref(list);
   }
-  if (json_object_set_new(p->settings, p->method->keys[key].name, value) != 0) return kf_fail(e, KF_ERROR_MEMORY, "out of memory");
+  if (json_object_set_new(p->settings, p->method->keys[key].name, value) != 0)
+    return kf_fail(e, KF_ERROR_MEMORY, "out of memory");
   return KF_OK;
 }
 
@@ -197,10 +200,10 @@ static kf_status record_rest(kf_plan *p, kf_error *e) {
   for (int k = 0; keys && keys[k].name; k++) {
     const kf_value *v = &p->value[k];
     if (json_object_get(p->settings, keys[k].name)) continue;
-    json_t *value = !v->text                                        ? json_null()
+    json_t *value = !v->text                                          ? json_null()
                     : v->choice >= 0 || keys[k].takes & KF_TAKES_TEXT ? json_string(v->text)
-                    : keys[k].takes & KF_TAKES_REAL                 ? json_real(v->real)
-                                                                    : json_integer(v->integer);
+                    : keys[k].takes & KF_TAKES_REAL                   ? json_real(v->real)
+                                                                      : json_integer(v->integer);
     if (json_object_set_new(p->settings, keys[k].name, value) != 0)
       return kf_fail(e, KF_ERROR_INPUT, "%s=%.60s cannot be recorded: it is not UTF-8", keys[k].name, v->text);
   }
@@ -212,11 +215,12 @@ static kf_status check_source(const kf_plan *p, kf_error *e) {
   for (int i = 0; i < p->source->layers; i++) {
     const kf_attention_config *a = &p->source->layer[i].attention;
     if (a->kind == KF_LATENT)
-      return kf_fail(e, KF_ERROR_INPUT, "layer %d of %s already has latent attention (method %s); convert the original model instead", i,
+      return kf_fail(e, KF_ERROR_INPUT,
+                     "layer %d of %s already has latent attention (method %s); convert the original model instead", i,
                      kf_source_path(p->weights->source), *p->source->method ? p->source->method : p->source->family);
     if (a->d_qk != a->d_v || a->d_qk % 2 || (a->rope_pairs[0] != 0 && a->rope_pairs[0] != a->d_qk / 2))
-      return kf_fail(e, KF_ERROR_INPUT, "layer %d: heads of %d and %d numbers with %d rotated pairs cannot be converted", i, a->d_qk, a->d_v,
-                     a->rope_pairs[0]);
+      return kf_fail(e, KF_ERROR_INPUT, "layer %d: heads of %d and %d numbers with %d rotated pairs cannot be converted", i,
+                     a->d_qk, a->d_v, a->rope_pairs[0]);
   }
   return KF_OK;
 }
@@ -234,7 +238,8 @@ kf_status kf_plan_resolve(kf_plan *p, const kf_config *source, const kf_weights 
     KF_TRY(check_source(p, e));
     KF_TRY(p->method->resolve(p, e));
   }
-  if (p->has_calibration && !p->needs_scores) kf_note(hooks, "the calibration text is not used: no setting asks for scores");
+  if (p->has_calibration && !p->needs_scores && !p->method->stream)
+    kf_note(hooks, "the calibration text is not used: no setting asks for scores");
   return record_rest(p, e);
 }
 
@@ -256,9 +261,14 @@ float *kf_mapped_add(kf_mapped *m, const char *name, int64_t rows, int64_t colum
   return t->data;
 }
 
+void kf_mapped_drop(kf_mapped *m) {
+  for (int i = 0; i < m->tensors; i++) free(m->tensor[i].data);
+  m->tensors = 0;
+}
+
 void kf_mapped_free(kf_mapped *m) {
   if (!m) return;
-  for (int i = 0; i < m->tensors; i++) free(m->tensor[i].data);
+  kf_mapped_drop(m);
   free(m->rope_pairs);
   free(m->rope_index);
   free(m->lists);

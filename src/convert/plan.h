@@ -46,6 +46,7 @@ typedef struct kf_mapped {
   int tensors;
 } kf_mapped;
 void kf_mapped_free(kf_mapped *m);
+void kf_mapped_drop(kf_mapped *m); /* frees the tensors only */
 /* Adds a zeroed tensor (columns 0: a vector) and gives its numbers, which m owns; NULL and e filled on failure. */
 float *kf_mapped_add(kf_mapped *m, const char *name, int64_t rows, int64_t columns, kf_error *e);
 
@@ -57,6 +58,7 @@ typedef struct kf_method {
   kf_status (*resolve)(kf_plan *p, kf_error *e);
   /* One layer. scores: [kv_heads, d_h / 2] of calibration text, or NULL. */
   kf_status (*map)(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e);
+  bool stream; /* layers come in order from kf_fold_next(), which looks at calibration text; map is not called */
 } kf_method;
 
 const kf_method *kf_method_at(int index); /* NULL past the end */
@@ -104,7 +106,10 @@ kf_status kf_plan_record(kf_plan *p, int key, const int *per_layer, kf_error *e)
 bool kf_plan_rotates(const kf_plan *p, int layer);
 
 /* The rows of the table. */
-extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[];
+extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[], kf_fold_keys[];
+enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_REFIT };  /* in the order of kf_fold_keys */
+enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };            /* selection */
+kf_status kf_fold_resolve(kf_plan *p, kf_error *e);
 kf_status kf_mha2mla_resolve(kf_plan *p, kf_error *e);
 kf_status kf_mha2mla_map(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e);
 kf_status kf_xecomla_resolve(kf_plan *p, kf_error *e);

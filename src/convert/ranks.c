@@ -24,7 +24,9 @@ void kf_ranks_free(kf_ranks *r) {
 /* layers, heads and the last dimension of a tensor of three. */
 static kf_status read_shape(const char *name, const kf_view *v, kf_ranks *r, int *width, kf_error *e) {
   enum { MOST = 1 << 16 };
-  if (v->dims != 3) return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has %d dimensions, expected [layers, heads, numbers]", name, v->name, v->dims);
+  if (v->dims != 3)
+    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has %d dimensions, expected [layers, heads, numbers]", name, v->name,
+                   v->dims);
   for (int i = 0; i < 3; i++)
     if (v->shape[i] < 1 || v->shape[i] > MOST)
       return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has a dimension of %lld", name, v->name, (long long)v->shape[i]);
@@ -61,8 +63,10 @@ static kf_status read_ranks(const char *name, const kf_view *v, kf_ranks *r, kf_
   int width = 0;
   KF_TRY(read_shape(name, v, r, &width, e));
   if (v->dtype != KF_U8 && v->dtype != KF_I64)
-    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has type %s, expected u8 or i64 ranks", name, v->name, kf_dtype_name(v->dtype));
-  if (width % 2) return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has rows of %d ranks, expected an even number", name, v->name, width);
+    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has type %s, expected u8 or i64 ranks", name, v->name,
+                   kf_dtype_name(v->dtype));
+  if (width % 2)
+    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s has rows of %d ranks, expected an even number", name, v->name, width);
   r->half = width / 2;
   int64_t rows = (int64_t)r->layers * r->heads;
   int64_t *seen; /* [half] row that last had this rank, plus one */
@@ -73,8 +77,8 @@ static kf_status read_ranks(const char *name, const kf_view *v, kf_ranks *r, kf_
     for (int k = 0; s == KF_OK && k < r->half; k++) {
       int64_t rank = rank_at(v, row * width + k);
       if (rank < 0 || rank >= r->half || seen[rank] == row + 1 || rank_at(v, row * width + r->half + k) != rank)
-        s = kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s, layer %d, head %d: not a permutation of 0 .. %d written twice", name, v->name,
-                    (int)(row / r->heads), (int)(row % r->heads), r->half - 1);
+        s = kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s, layer %d, head %d: not a permutation of 0 .. %d written twice", name,
+                    v->name, (int)(row / r->heads), (int)(row % r->heads), r->half - 1);
       else
         seen[rank] = row + 1, r->score[row * r->half + k] = -(double)rank;
     }
@@ -108,11 +112,13 @@ kf_status kf_ranks_read(const char *path, kf_ranks *out, kf_error *e) {
 
 kf_status kf_ranks_fit(kf_ranks *r, const char *path, int layers, int heads, int kv_heads, int half, kf_error *e) {
   if (r->layers != layers || r->half != half || (r->heads != kv_heads && r->heads != heads))
-    return kf_fail(e, KF_ERROR_INPUT, "%s: made for %d layers of %d heads with %d pairs, but the model has %d layers of %d KV heads with %d pairs",
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: made for %d layers of %d heads with %d pairs, but the model has %d layers of %d KV heads with %d pairs",
                    path, r->layers, r->heads, r->half, layers, kv_heads, half);
   if (r->heads == kv_heads) return KF_OK;
   if (!r->scored)
-    return kf_fail(e, KF_ERROR_INPUT, "%s: holds ranks of %d query heads; the pairs are chosen for %d KV heads, which needs scores or their ranks",
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: holds ranks of %d query heads; the pairs are chosen for %d KV heads, which needs scores or their ranks",
                    path, r->heads, kv_heads);
   int group = heads / kv_heads;
   for (int64_t row = 0; row < (int64_t)layers * kv_heads; row++)

@@ -60,18 +60,23 @@ static kf_status load(kf_recipe *r, const char *path, const kf_text *text, kf_er
       CYAML_FIELD_STRING_PTR("cache", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, cache, 1, 64),
       CYAML_FIELD_STRING_PTR("dtype", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, dtype, 1, 64),
       {.key = "set", .data_offset = offsetof(document, set), .value = r->set_schema},
-      CYAML_FIELD_SEQUENCE("calibration", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, calibration, &text_schema, 1, CYAML_UNLIMITED),
+      CYAML_FIELD_SEQUENCE("calibration", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, calibration, &text_schema, 1,
+                           CYAML_UNLIMITED),
       CYAML_FIELD_INT("calibration_tokens", CYAML_FLAG_OPTIONAL, document, calibration_tokens),
       CYAML_FIELD_INT("calibration-tokens", CYAML_FLAG_OPTIONAL, document, calibration_tokens),
       CYAML_FIELD_INT("shard_bytes", CYAML_FLAG_OPTIONAL, document, shard_bytes),
       CYAML_FIELD_END,
   };
   const cyaml_schema_value_t top = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, document, fields)};
-  const cyaml_config_t config = {.log_fn = listen, .log_ctx = r, .log_level = CYAML_LOG_ERROR, .mem_fn = cyaml_mem, .flags = CYAML_CFG_NO_ALIAS};
+  const cyaml_config_t config = {
+      .log_fn = listen, .log_ctx = r, .log_level = CYAML_LOG_ERROR, .mem_fn = cyaml_mem, .flags = CYAML_CFG_NO_ALIAS};
   cyaml_err_t err = cyaml_load_data((const uint8_t *)text->data, text->bytes, &config, &top, (cyaml_data_t **)&r->document, NULL);
   if (err == CYAML_OK) return KF_OK;
   r->document = NULL;
-  return kf_fail(e, err == CYAML_ERR_OOM ? KF_ERROR_MEMORY : err == CYAML_ERR_INVALID_KEY ? KF_ERROR_USAGE : KF_ERROR_INPUT,
+  return kf_fail(e,
+                 err == CYAML_ERR_OOM           ? KF_ERROR_MEMORY
+                 : err == CYAML_ERR_INVALID_KEY ? KF_ERROR_USAGE
+                                                : KF_ERROR_INPUT,
                  "%s: %s", path, *r->complaint ? r->complaint : cyaml_strerror(err));
 }
 
@@ -93,8 +98,10 @@ kf_status kf_recipe_read(const char *path, kf_recipe **owner, kf_convert_options
   *owner = NULL;
   KF_NEW(r, 1, e);
   collect_keys(r);
-  r->set_schema = (cyaml_schema_value_t){.type = CYAML_MAPPING, .flags = CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
-                                         .data_size = (uint32_t)((size_t)r->keys * sizeof(char *)), .mapping.fields = r->set_fields};
+  r->set_schema = (cyaml_schema_value_t){.type = CYAML_MAPPING,
+                                         .flags = CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
+                                         .data_size = (uint32_t)((size_t)r->keys * sizeof(char *)),
+                                         .mapping.fields = r->set_fields};
   kf_status s = kf_read_file(path, 1 << 20, &text, e);
   if (s == KF_OK) s = load(r, path, &text, e);
   kf_text_free(&text);
@@ -103,9 +110,14 @@ kf_status kf_recipe_read(const char *path, kf_recipe **owner, kf_convert_options
     return s;
   }
   const document *d = r->document;
-  *out = (kf_convert_options){.method = d->method, .cache = d->cache, .dtype = d->dtype, .settings = r->settings,
-                              .calibration = (const char *const *)d->calibration, .calibration_count = (int)d->calibration_count,
-                              .calibration_tokens = d->calibration_tokens, .shard_bytes = d->shard_bytes};
+  *out = (kf_convert_options){.method = d->method,
+                              .cache = d->cache,
+                              .dtype = d->dtype,
+                              .settings = r->settings,
+                              .calibration = (const char *const *)d->calibration,
+                              .calibration_count = (int)d->calibration_count,
+                              .calibration_tokens = d->calibration_tokens,
+                              .shard_bytes = d->shard_bytes};
   for (int i = 0; d->set && i < r->keys; i++)
     if (d->set[i]) r->settings[out->setting_count++] = (kf_setting){r->set_fields[i].key, d->set[i]};
   *owner = r;

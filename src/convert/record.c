@@ -86,8 +86,8 @@ static void put_dtype(json_t *o, kf_dtype dtype, bool *ok) {
   if (!json_object_get(o, "dtype") || json_object_get(o, "torch_dtype")) put(o, "torch_dtype", json_string(name), ok);
 }
 
-kf_status kf_config_record(const kf_config *source, const char *method, const json_t *recipe, const json_t *layers, kf_dtype dtype,
-                           json_t **out, kf_error *e) {
+kf_status kf_config_record(const kf_config *source, const char *method, const json_t *recipe, const json_t *layers,
+                           kf_dtype dtype, json_t **out, kf_error *e) {
   bool ok = true;
   json_t *o = json_deep_copy(source->json);
   put_dtype(o, dtype, &ok);

@@ -28,7 +28,8 @@ static kf_status mark_best(const double *scores, int n, int best, bool *kept, kf
   return KF_OK;
 }
 
-kf_status kf_rope_select(kf_rope_policy policy, int heads, int half, int r, const double *scores, int *pairs, int32_t *index, kf_error *e) {
+kf_status kf_rope_select(kf_rope_policy policy, int heads, int half, int r, const double *scores, int *pairs, int32_t *index,
+                         kf_error *e) {
   bool *kept;
   kf_status s = KF_OK;
   KF_NEW(kept, heads * half, e);

@@ -1,5 +1,7 @@
 #include "convert/statistics.h"
 
+#include "convert/corpus_windows.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,39 +14,16 @@ struct kf_calibration {
   kf_device *device;
   kf_run *run;
   int64_t tokens;
-  float *x;                /* [tokens, hidden] what the next layer takes */
+  float *x; /* [tokens, hidden] what the next layer takes */
   int windows;
-  kf_sequence **sequence;  /* [windows] */
-  int64_t *offset;         /* [windows + 1] first token of each */
+  kf_sequence **sequence; /* [windows] */
+  int64_t *offset;        /* [windows + 1] first token of each */
   /* of the layer at work */
   const kf_layer *layer;
-  double *q, *k;           /* [heads, half], [kv_heads, half] sums of lengths */
+  double *q, *k; /* [heads, half], [kv_heads, half] sums of lengths */
 };
 
 /* ---------------------------------------------------------------------------------------------- tokens */
-
-static kf_status read_tokens(const kf_tokenizer *t, const kf_convert_options *o, int64_t most, kf_ids *out, kf_error *e) {
-  kf_buffer text = {0};
-  kf_status s = KF_OK;
-  *out = (kf_ids){0};
-  /* No vocabulary spells a token in more than a few hundred bytes on average: what is beyond is not tokenised. */
-  for (int i = 0; s == KF_OK && i < o->calibration_count && (int64_t)text.bytes < most * 64; i++) {
-    kf_text part = {0};
-    s = kf_text_read(o->calibration[i], &part, e);
-    if (s == KF_OK) s = kf_buffer_add(&text, part.data, part.bytes, e);
-    if (s == KF_OK) s = kf_buffer_add(&text, "\n", 1, e);
-    kf_text_free(&part);
-  }
-  size_t bytes = text.bytes < (size_t)most * 64 ? text.bytes : (size_t)most * 64;
-  while (bytes < text.bytes && bytes > 0 && ((unsigned char)text.data[bytes] & 0xc0) == 0x80) bytes--;
-  if (s == KF_OK) s = kf_tokenizer_encode(t, text.data, bytes, KF_ENCODE_PLAIN, out, e);
-  kf_buffer_free(&text);
-  if (s == KF_OK && (int64_t)out->count < 2) {
-    kf_ids_free(out);
-    s = kf_fail(e, KF_ERROR_INPUT, "%s: the calibration text has less than two tokens", o->calibration[0]);
-  }
-  return s;
-}
 
 /* Windows of at most the context, each behind a BOS where the tokenizer puts one; x = their embeddings. */
 static kf_status cut_windows(kf_calibration *c, const kf_tokenizer *t, const kf_ids *ids, int64_t most, kf_error *e) {
@@ -83,7 +62,7 @@ kf_status kf_calibration_create(const kf_config *config, const kf_weights *weigh
   KF_NEW(c, 1, e);
   c->config = config;
   c->weights = weights;
-  KF_GO(read_tokens(tokenizer, o, tokens, &ids, e));
+  KF_GO(kf_corpus_ids(tokenizer, o, tokens, &ids, e));
   if ((int64_t)ids.count < tokens && o->calibration_tokens)
     kf_note(&o->hooks, "the calibration text has %zu tokens, fewer than the %lld asked for", ids.count, (long long)tokens);
   KF_GO(kf_device_open_cpu(o->compute, o->threads, &c->device, e));
@@ -131,21 +110,24 @@ static void add_lengths(const float *x, int d, const float *gain, float eps, dou
   }
 }
 
-static void seen(void *user, int layer, int64_t m, const float *input, const float *q, int64_t q_stride, const float *k, int64_t k_stride) {
+static void seen(void *user, int layer, int64_t m, const float *input, const float *q, int64_t q_stride, const float *k,
+                 int64_t k_stride) {
   kf_calibration *c = user;
   const kf_attention_config *a = &c->config->layer[layer].attention;
   int d = a->d_qk;
   (void)input;
   for (int64_t t = 0; t < m; t++) {
     for (int h = 0; h < a->heads; h++)
-      add_lengths(q + t * q_stride + (int64_t)h * d, d, a->qk_norm ? c->layer->q_norm : NULL, c->config->eps, c->q + (int64_t)h * d / 2);
+      add_lengths(q + t * q_stride + (int64_t)h * d, d, a->qk_norm ? c->layer->q_norm : NULL, c->config->eps,
+                  c->q + (int64_t)h * d / 2);
     for (int g = 0; g < a->kv_heads; g++)
-      add_lengths(k + t * k_stride + (int64_t)g * d, d, a->qk_norm ? c->layer->k_norm : NULL, c->config->eps, c->k + (int64_t)g * d / 2);
+      add_lengths(k + t * k_stride + (int64_t)g * d, d, a->qk_norm ? c->layer->k_norm : NULL, c->config->eps,
+                  c->k + (int64_t)g * d / 2);
   }
 }
 
 static kf_status run_layer(kf_calibration *c, int index, kf_error *e) {
-  const kf_watch watch = {seen, c};
+  const kf_watch watch = {.seen = seen, .user = c};
   for (int first = 0; first < c->windows; first += BATCH) {
     kf_span spans[BATCH];
     int count = 0;

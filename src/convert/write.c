@@ -59,7 +59,8 @@ static kf_status take_lock(kf_output *o, kf_error *e) {
   o->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (o->lock < 0) return kf_fail_errno(e, "cannot write %s", path);
   /* The other writer may have finished, and moved the directory, between open and flock. */
-  if (flock(o->lock, LOCK_EX | LOCK_NB) != 0 || fstat(o->lock, &held) != 0 || stat(path, &there) != 0 || held.st_ino != there.st_ino) {
+  if (flock(o->lock, LOCK_EX | LOCK_NB) != 0 || fstat(o->lock, &held) != 0 || stat(path, &there) != 0 ||
+      held.st_ino != there.st_ino) {
     close(o->lock);
     o->lock = -1;
     return kf_fail(e, KF_ERROR_IO, "another conversion is writing %s", o->partial);
@@ -86,7 +87,8 @@ static bool shards_are_whole(const kf_output *o, const json_t *shards) {
     struct stat st;
     const char *file = json_string_value(json_object_get(shard, "file"));
     if (!file || strchr(file, '/') || kf_join(path, o->partial, file, NULL) != KF_OK || stat(path, &st) != 0 ||
-        st.st_size != (off_t)json_integer_value(json_object_get(shard, "bytes")) || !json_is_array(json_object_get(shard, "tensors")))
+        st.st_size != (off_t)json_integer_value(json_object_get(shard, "bytes")) ||
+        !json_is_array(json_object_get(shard, "tensors")))
       return false;
   }
   return json_is_array(shards);
@@ -106,7 +108,8 @@ static kf_status sweep(const kf_output *o, kf_error *e) {
   kf_status s = KF_OK;
   for (struct dirent *f; s == KF_OK && (f = readdir(d));) {
     char path[KF_PATH];
-    if (strcmp(f->d_name, ".") == 0 || strcmp(f->d_name, "..") == 0 || strcmp(f->d_name, lock_name) == 0 || is_shard(o->shards, f->d_name))
+    if (strcmp(f->d_name, ".") == 0 || strcmp(f->d_name, "..") == 0 || strcmp(f->d_name, lock_name) == 0 ||
+        is_shard(o->shards, f->d_name))
       continue;
     s = kf_join(path, o->partial, f->d_name, e);
     if (s == KF_OK && unlink(path) != 0) s = kf_fail_errno(e, "cannot remove %s", path);
@@ -120,7 +123,8 @@ static kf_status resume(kf_output *o, const kf_hooks *hooks, kf_error *e) {
   char path[KF_PATH];
   json_t *progress = NULL;
   KF_TRY(kf_join(path, o->partial, progress_name, e));
-  if (kf_is_file(path) && kf_json_read(path, &progress, NULL) == KF_OK && json_equal(json_object_get(progress, "fingerprint"), o->fingerprint) &&
+  if (kf_is_file(path) && kf_json_read(path, &progress, NULL) == KF_OK &&
+      json_equal(json_object_get(progress, "fingerprint"), o->fingerprint) &&
       shards_are_whole(o, json_object_get(progress, "shards")) && json_is_array(json_object_get(progress, "records"))) {
     json_decref(o->shards);
     json_decref(o->records);
@@ -196,7 +200,8 @@ static kf_status close_shard(kf_output *o, kf_error *e) {
   shard_name(name, json_array_size(o->shards) + 1, 0);
   KF_TRY(kf_join(path, o->partial, name, e));
   if (stat(path, &st) != 0) return kf_fail_errno(e, "cannot read %s", path);
-  json_t *shard = json_pack("{s:s,s:I,s:I,s:O}", "file", name, "bytes", (json_int_t)st.st_size, "data", data, "tensors", o->names);
+  json_t *shard =
+      json_pack("{s:s,s:I,s:I,s:O}", "file", name, "bytes", (json_int_t)st.st_size, "data", data, "tensors", o->names);
   if (!shard || json_array_append_new(o->shards, shard) != 0) return kf_fail(e, KF_ERROR_MEMORY, "out of memory");
   json_decref(o->names);
   if (!(o->names = json_array())) return kf_fail(e, KF_ERROR_MEMORY, "out of memory");
@@ -231,7 +236,8 @@ kf_status kf_output_copy(kf_output *o, const kf_weights *w, const char *name, in
 }
 
 kf_status kf_output_end_unit(kf_output *o, json_t *record, kf_error *e) {
-  if (json_array_append_new(o->records, record ? json_incref(record) : json_null()) != 0) return kf_fail(e, KF_ERROR_MEMORY, "out of memory");
+  if (json_array_append_new(o->records, record ? json_incref(record) : json_null()) != 0)
+    return kf_fail(e, KF_ERROR_MEMORY, "out of memory");
   if (!o->writer || kf_safetensors_written(o->writer) < o->shard_bytes) return KF_OK;
   KF_TRY(close_shard(o, e));
   return write_progress(o, e);
@@ -247,7 +253,8 @@ static kf_status write_index(const kf_output *o, kf_error *e) {
   json_array_foreach(o->shards, i, shard) {
     shard_name(name, i + 1, count);
     total += json_integer_value(json_object_get(shard, "data"));
-    json_array_foreach(json_object_get(shard, "tensors"), j, tensor) json_object_set_new(map, json_string_value(tensor), json_string(name));
+    json_array_foreach(json_object_get(shard, "tensors"), j, tensor)
+        json_object_set_new(map, json_string_value(tensor), json_string(name));
   }
   json_t *index = json_pack("{s:{s:I},s:o}", "metadata", "total_size", total, "weight_map", map);
   if (!index) return kf_fail(e, KF_ERROR_MEMORY, "out of memory");

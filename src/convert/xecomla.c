@@ -13,7 +13,20 @@
 #include "convert/factor.h"
 #include "convert/plan.h"
 
-enum { KV_RANK, Q_RANK, ROPE_DIM, NOPE_DIM, KV_ENERGY, Q_ENERGY, LAYERS, LATENT_NORM, SINGULAR_VALUES, ROPE_SCALING, VARIANT, KV_B };
+enum {
+  KV_RANK,
+  Q_RANK,
+  ROPE_DIM,
+  NOPE_DIM,
+  KV_ENERGY,
+  Q_ENERGY,
+  LAYERS,
+  LATENT_NORM,
+  SINGULAR_VALUES,
+  ROPE_SCALING,
+  VARIANT,
+  KV_B
+};
 enum { Q_FULL, Q_PARITY };
 enum { VARIANT_CODE, VARIANT_PAPER };
 enum { SCALING_BASE, SCALING_YARN };
@@ -82,8 +95,8 @@ static kf_status resolve_kv_rank(kf_plan *p, int layer, bool *clamped, kf_error 
     return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements a token is too small for layer %d: %lld go to the RoPE key%s",
                    (long long)kf_plan_budget(p, layer), layer, other, a->qk_norm ? " and the norms" : "");
   if (p->value[KV_RANK].given && rank > most)
-    return kf_fail(e, KF_ERROR_INPUT, "kv_rank=%lld: layer %d has at most %lld latents (%d KV heads, hidden %d)", (long long)rank, layer,
-                   (long long)most, a->kv_heads, p->source->hidden);
+    return kf_fail(e, KF_ERROR_INPUT, "kv_rank=%lld: layer %d has at most %lld latents (%d KV heads, hidden %d)", (long long)rank,
+                   layer, (long long)most, a->kv_heads, p->source->hidden);
   *clamped = *clamped || rank > most;
   p->rank[layer] = (int)smaller(rank, most);
   return KF_OK;
@@ -104,12 +117,14 @@ static kf_status resolve_q_rank(kf_plan *p, int layer, bool *clamped, kf_error *
   if (p->value[Q_RANK].choice == Q_PARITY) {
     if (by_energy(p, KV_ENERGY, layer)) return KF_OK; /* known once the layer's kv rank is */
     rank = parity(p, layer, p->rank[layer]);
-    if (rank < 1) return kf_fail(e, KF_ERROR_INPUT, "q_rank=parity: layer %d has more numbers than before with any query rank", layer);
+    if (rank < 1)
+      return kf_fail(e, KF_ERROR_INPUT, "q_rank=parity: layer %d has more numbers than before with any query rank", layer);
     *clamped = *clamped || rank > most;
     rank = smaller(rank, most);
   }
   if (rank > most)
-    return kf_fail(e, KF_ERROR_INPUT, "q_rank=%lld: layer %d has a query of at most rank %lld", (long long)rank, layer, (long long)most);
+    return kf_fail(e, KF_ERROR_INPUT, "q_rank=%lld: layer %d has a query of at most rank %lld", (long long)rank, layer,
+                   (long long)most);
   p->q_rank[layer] = (int)rank;
   return KF_OK;
 }
@@ -118,7 +133,8 @@ static kf_status resolve_dims(kf_plan *p, kf_error *e) {
   int d = p->source->head_dim;
   int64_t rope = p->value[ROPE_DIM].given ? p->value[ROPE_DIM].integer : d / 2;
   if (rope % 2) {
-    if (p->value[ROPE_DIM].given) return kf_fail(e, KF_ERROR_INPUT, "rope_dim=%lld is odd; rotated numbers come in pairs", (long long)rope);
+    if (p->value[ROPE_DIM].given)
+      return kf_fail(e, KF_ERROR_INPUT, "rope_dim=%lld is odd; rotated numbers come in pairs", (long long)rope);
     rope--;
   }
   if (rope > d) return kf_fail(e, KF_ERROR_INPUT, "rope_dim=%lld: a head of the source has %d rows", (long long)rope, d);
@@ -180,7 +196,8 @@ static kf_status order_rows(work *w, kf_error *e) {
 }
 
 /* Factors `a` at the layer's rank, or at the rank that the energy asks for. *rank: in, 0 when by energy; out. */
-static kf_status factor(const work *w, const double *a, int64_t rows, int energy_key, int *rank, double **up, double **down, kf_error *e) {
+static kf_status factor(const work *w, const double *a, int64_t rows, int energy_key, int *rank, double **up, double **down,
+                        kf_error *e) {
   kf_basis basis;
   KF_TRY(kf_basis_create(a, rows, w->hidden, &basis, e));
   if (by_energy(w->p, energy_key, w->layer))
@@ -276,7 +293,8 @@ static void slice_heads(const work *w, const float *from, int64_t columns, float
   int d = w->nope + w->rope;
   for (int h = 0; h < w->a->heads; h++)
     for (int j = 0; j < d; j++)
-      memcpy(to + ((int64_t)h * d + j) * columns, from + ((int64_t)h * w->a->d_qk + w->rows[j]) * columns, (size_t)columns * sizeof *to);
+      memcpy(to + ((int64_t)h * d + j) * columns, from + ((int64_t)h * w->a->d_qk + w->rows[j]) * columns,
+             (size_t)columns * sizeof *to);
 }
 
 static kf_status map_low_rank_query(work *w, const float *q, kf_mapped *out, kf_error *e) {
@@ -351,8 +369,16 @@ static void shape_rope(const work *w, kf_rope *rope, double *lists) {
   resize_list(&rope->long_factor, pairs, source_pairs, lists + pairs);
   rope->dim = w->rope;
   if (w->p->value[ROPE_SCALING].choice != SCALING_YARN || rope->type == KF_ROPE_DEFAULT) return;
-  *rope = (kf_rope){.type = KF_ROPE_YARN, .dim = w->rope, .theta = rope->theta, .factor = rope->factor, .beta_fast = 32, .beta_slow = 1,
-                    .mscale = 1, .original_context = 4096, .context = rope->context, .truncate = true};
+  *rope = (kf_rope){.type = KF_ROPE_YARN,
+                    .dim = w->rope,
+                    .theta = rope->theta,
+                    .factor = rope->factor,
+                    .beta_fast = 32,
+                    .beta_slow = 1,
+                    .mscale = 1,
+                    .original_context = 4096,
+                    .context = rope->context,
+                    .truncate = true};
 }
 
 static kf_status assemble(work *w, kf_mapped *out, kf_error *e) {
@@ -382,7 +408,8 @@ static kf_status assemble(work *w, kf_mapped *out, kf_error *e) {
   b->rank = w->rank;
   if (w->p->value[Q_RANK].choice == Q_PARITY && !w->q_rank && !by_energy(w->p, Q_ENERGY, w->layer)) {
     w->q_rank = (int)smaller(parity(w->p, w->layer, w->rank), smaller((int64_t)a->heads * a->d_qk, w->hidden));
-    if (w->q_rank < 1) return kf_fail(e, KF_ERROR_INPUT, "q_rank=parity: layer %d has more numbers than before with any query rank", w->layer);
+    if (w->q_rank < 1)
+      return kf_fail(e, KF_ERROR_INPUT, "q_rank=parity: layer %d has more numbers than before with any query rank", w->layer);
   }
   KF_TRY(map_query(w, out, e));
   b->q_rank = w->q_rank;
@@ -396,8 +423,15 @@ static kf_status assemble(work *w, kf_mapped *out, kf_error *e) {
 
 kf_status kf_xecomla_map(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e) {
   (void)scores;
-  work w = {.p = p, .a = &p->source->layer[layer].attention, .layer = layer, .nope = nope_rows(p, layer), .rope = rope_rows(p, layer),
-            .rank = p->rank[layer], .q_rank = p->q_rank[layer], .kv_heads = latent_heads(p, layer), .hidden = p->source->hidden};
+  work w = {.p = p,
+            .a = &p->source->layer[layer].attention,
+            .layer = layer,
+            .nope = nope_rows(p, layer),
+            .rope = rope_rows(p, layer),
+            .rank = p->rank[layer],
+            .q_rank = p->q_rank[layer],
+            .kv_heads = latent_heads(p, layer),
+            .hidden = p->source->hidden};
   *out = (kf_mapped){0};
   kf_status s = assemble(&w, out, e);
   free(w.rows);

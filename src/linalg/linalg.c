@@ -42,7 +42,8 @@ kf_status kf_svd(const double *a, int64_t m, int64_t n, int64_t r, double *u, do
   KF_TRY(check_shape(m, n, e));
   KF_TRY(check_finite(a, m * n, "decompose", e));
   int64_t k = m < n ? m : n;
-  if (r < 0 || r > k) return kf_fail(e, KF_ERROR_INPUT, "rank %lld asked of a matrix of %lld x %lld", (long long)r, (long long)m, (long long)n);
+  if (r < 0 || r > k)
+    return kf_fail(e, KF_ERROR_INPUT, "rank %lld asked of a matrix of %lld x %lld", (long long)r, (long long)m, (long long)n);
   kf_status status = KF_ERROR_MEMORY;
   double *copy = kf_alloc((size_t)(m * n), sizeof *copy, e);
   double *v = kf_alloc((size_t)(k * n), sizeof *v, e);
@@ -50,12 +51,13 @@ kf_status kf_svd(const double *a, int64_t m, int64_t n, int64_t r, double *u, do
   if (!copy || !v || !full) goto done;
   memcpy(copy, a, (size_t)(m * n) * sizeof *copy);
   int threads = begin(6.0 * (double)m * (double)n * (double)k);
-  lapack_int info = LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', (lapack_int)n, (lapack_int)m, copy, (lapack_int)n, s, v, (lapack_int)n, full,
-                                   (lapack_int)k);
+  lapack_int info = LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', (lapack_int)n, (lapack_int)m, copy, (lapack_int)n, s, v, (lapack_int)n,
+                                   full, (lapack_int)k);
   openblas_set_num_threads(threads);
   if (info) {
-    status = kf_fail(e, info == LAPACK_WORK_MEMORY_ERROR ? KF_ERROR_MEMORY : KF_ERROR_INPUT,
-                     "the singular values of a %lld x %lld matrix were not found (dgesdd %d)", (long long)m, (long long)n, (int)info);
+    status =
+        kf_fail(e, info == LAPACK_WORK_MEMORY_ERROR ? KF_ERROR_MEMORY : KF_ERROR_INPUT,
+                "the singular values of a %lld x %lld matrix were not found (dgesdd %d)", (long long)m, (long long)n, (int)info);
     goto done;
   }
   for (int64_t j = 0; j < r; j++) {
@@ -98,20 +100,21 @@ kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e) {
   return KF_OK;
 }
 
-void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
-             const double *b, double beta, double *c) {
+void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a, const double *b,
+             double beta, double *c) {
   if (m < 1 || n < 1) return;
   int threads = begin(2.0 * (double)m * (double)n * (double)k);
-  cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,
-              (blasint)k, alpha, a, (blasint)(transpose_a ? m : k), b, (blasint)(transpose_b ? k : n), beta, c, (blasint)n);
+  cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m,
+              (blasint)n, (blasint)k, alpha, a, (blasint)(transpose_a ? m : k), b, (blasint)(transpose_b ? k : n), beta, c,
+              (blasint)n);
   openblas_set_num_threads(threads);
 }
 
 void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g) {
   int64_t size = columns ? n : m;
   int threads = begin((double)m * (double)n * (double)size);
-  cblas_dsyrk(CblasRowMajor, CblasLower, columns ? CblasTrans : CblasNoTrans, (blasint)size, (blasint)(columns ? m : n), 1.0, a, (blasint)n,
-              0.0, g, (blasint)size);
+  cblas_dsyrk(CblasRowMajor, CblasLower, columns ? CblasTrans : CblasNoTrans, (blasint)size, (blasint)(columns ? m : n), 1.0, a,
+              (blasint)n, 0.0, g, (blasint)size);
   openblas_set_num_threads(threads);
   for (int64_t i = 0; i < size; i++)
     for (int64_t j = i + 1; j < size; j++) g[i * size + j] = g[j * size + i];

@@ -26,6 +26,9 @@ void kf_gemm_f32(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64
  * The entry of largest magnitude of each is real and positive. */
 kf_status kf_eigh_complex(double complex *a, int64_t n, double *w, kf_error *e);
 
+/* Solves a x = b for a symmetric positive definite a [n, n] (destroyed); b [n, m] becomes x. */
+kf_status kf_solve_positive(double *a, int64_t n, int64_t m, double *b, kf_error *e);
+
 /* Gram matrix of a [m, n]: g [m, m] = a a^T, or with `columns` g [n, n] = a^T a. Both triangles are filled. */
 void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g);
 

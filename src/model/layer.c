@@ -60,6 +60,7 @@ static kf_status chunk_forward(const kf_chunk *c, float *x, kf_error *e) {
   kf_chunk full = *c;
   full.h = h;
   KF_TRY(a->kind == KF_LATENT ? kf_latent_forward(&full, out, e) : kf_grouped_forward(&full, out, e));
+  if (c->watch && c->watch->attended) c->watch->attended(c->watch->user, c->index, c->m, x, out);
   d->linear(d, x, out, c->layer->o, c->m, true);
   return mlp(r, c->layer, x, c->m, e);
 }

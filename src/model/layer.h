@@ -36,10 +36,13 @@ kf_status kf_run_create(kf_device *d, const kf_config *c, kf_run **out, kf_error
 void kf_run_free(kf_run *r);
 void kf_run_set_form(kf_run *r, kf_latent_form form); /* AUTO: absorbed when a sequence has few new tokens */
 
-/* Watches the projections of a layer (calibration). q: [m, heads, d_qk], k: [m, kv_heads, d_qk], before norm and rotation,
- * biases included; grouped layers only. input: [m, hidden] after the input norm. */
+/* Watches a layer at work (calibration); either function may be NULL.
+ * seen: grouped layers; input [m, hidden] after the input norm; q: [m, heads, d_qk], k: [m, kv_heads, d_qk] and, right behind
+ * each row's keys, its values, before norms and rotation, biases included.
+ * attended: before the attention's output joins the residual stream x [m, hidden]; out [m, heads, d_v], before o_proj. */
 typedef struct kf_watch {
   void (*seen)(void *user, int layer, int64_t m, const float *input, const float *q, int64_t q_stride, const float *k, int64_t k_stride);
+  void (*attended)(void *user, int layer, int64_t m, const float *x, const float *out);
   void *user;
 } kf_watch;
 

@@ -1,0 +1,41 @@
+/* What one layer's attention does with calibration text: the moments that fold is computed from (docs/METHODS.md).
+ *
+ * With a = softmax(S), a2 = softmax(S / 2), o_h(t) = sum_s a_h v(s) and W_o,h the head's columns of the output projection,
+ *   w_h(t, s) = a2_h(t, s)^2 |W_o,h (v(s) - o_h(t))|^2
+ * is the output error that an error of 1 in the score of key s for query t would cause; the tempering (2) keeps keys that
+ * a wrong score would make competitive. x is the layer's normed input, q and k are taken before the rotation. */
+#ifndef KF_CONVERT_ATTENTION_STATISTICS_H
+#define KF_CONVERT_ATTENTION_STATISTICS_H
+
+#include "model/config.h"
+
+typedef struct kf_attention_statistics {
+  int heads, kv_heads, d_qk, d_v, hidden;
+  int64_t window, tokens; /* longest distance + 1; tokens seen */
+  double weight;          /* sum of w over heads, queries and keys */
+  double *distance;       /* [heads, window] sum of w at each t - s */
+  double *query;          /* [heads, d_qk, d_qk] sum over t of (sum_s w) q q^T */
+  double *key_moment;     /* [hidden, hidden] sum over heads and pairs of w x_s x_s^T */
+  double *value_moment;   /* [hidden, hidden] sum of a x_s x_s^T */
+  double *overlap;        /* [heads, heads] sum over pairs of a_h a_h' */
+} kf_attention_statistics;
+
+/* A layer's fixed data: the rotation of every position below window, and |W_o,h v| as |L^T v|. */
+typedef struct kf_attention_probe {
+  const kf_attention_config *a;
+  int64_t window;
+  float *cos, *sin; /* [window, d_qk / 2] */
+  float *factor;    /* [heads, d_v, d_v] L */
+} kf_attention_probe;
+
+kf_status kf_attention_statistics_create(const kf_attention_config *a, int hidden, int64_t window, kf_attention_statistics *out, kf_error *e);
+void kf_attention_statistics_free(kf_attention_statistics *s);
+/* o: [hidden, heads x d_v] */
+kf_status kf_attention_probe_create(const kf_attention_config *a, int hidden, int64_t window, const float *o, kf_attention_probe *out, kf_error *e);
+void kf_attention_probe_free(kf_attention_probe *p);
+
+/* Adds one window that starts at position 0. x: [m, hidden]; q, k, v: rows of `stride` numbers, heads side by side. */
+kf_status kf_attention_statistics_add(kf_attention_statistics *s, const kf_attention_probe *p, int64_t m, const float *x, const float *q,
+                                      const float *k, const float *v, int64_t stride, int threads, kf_error *e);
+
+#endif

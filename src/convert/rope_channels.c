@@ -1,0 +1,432 @@
+#include "convert/rope_channels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "linalg/linalg.h"
+
+typedef double complex cplx;
+
+/* ---------------------------------------------------------------------------------------------- the problem */
+
+/* c [m, n] = a [m, k] b^H, b [n, k] */
+static void product(int64_t m, int64_t n, int64_t k, const cplx *a, const cplx *b, cplx *c) {
+#pragma omp parallel for
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) {
+      double re = 0, im = 0;
+      for (int64_t t = 0; t < k; t++) {
+        re += creal(a[i * k + t]) * creal(b[j * k + t]) + cimag(a[i * k + t]) * cimag(b[j * k + t]);
+        im += cimag(a[i * k + t]) * creal(b[j * k + t]) - creal(a[i * k + t]) * cimag(b[j * k + t]);
+      }
+      c[i * n + j] = CMPLX(re, im);
+    }
+}
+
+/* E[z z^H] = Zk C Zk^H, C the normalised key moment (real, symmetric). */
+static kf_status key_moment(const kf_attention_statistics *s, const kf_rope_problem *p, kf_error *e) {
+  int64_t n = (int64_t)p->kv_heads * p->pairs, d = p->hidden;
+  double *parts = kf_alloc(2 * (size_t)(n * d), sizeof *parts, e), *through = kf_alloc(2 * (size_t)(n * d), sizeof *through, e);
+  cplx *left = kf_alloc((size_t)(n * d), sizeof *left, e);
+  kf_status status = parts && through && left ? KF_OK : KF_ERROR_MEMORY;
+  if (status == KF_OK) {
+    for (int64_t i = 0; i < n * d; i++) {
+      parts[i] = creal(p->zk[i]);
+      parts[n * d + i] = cimag(p->zk[i]);
+    }
+    kf_gemm(false, false, 2 * n, d, d, 1 / s->weight, parts, s->key_moment, 0, through);
+    for (int64_t i = 0; i < n * d; i++) left[i] = CMPLX(through[i], through[n * d + i]);
+    product(n, n, d, left, p->zk, p->moment);
+  }
+  free(parts);
+  free(through);
+  free(left);
+  return status;
+}
+
+static void energies(const kf_attention_statistics *s, kf_rope_problem *p) {
+  int n = 2 * p->pairs;
+  for (int h = 0; h < p->heads; h++)
+    for (int f = 0; f < p->pairs; f++) {
+      const double *m = s->query + (int64_t)h * n * n;
+      p->query_energy[h * p->pairs + f] =
+          (m[(int64_t)f * n + f] + m[(int64_t)(p->pairs + f) * n + p->pairs + f]) / (double)s->tokens;
+    }
+}
+
+/* distance: [window] weights that sum to 1. mean: [F] */
+static void mean_rotation(const kf_rope_problem *p, const double *theta, const double *distance, cplx *mean) {
+  for (int f = 0; f < p->pairs; f++) {
+    cplx sum = 0;
+    for (int64_t t = 0; t < p->window; t++) sum += distance[t] * CMPLX(cos(theta[f] * (double)t), -sin(theta[f] * (double)t));
+    mean[f] = sum;
+  }
+}
+
+static kf_status rotations(const kf_attention_statistics *s, const double *theta, kf_rope_problem *p, kf_error *e) {
+  int group = p->heads / p->kv_heads, F = p->pairs;
+  double *mixed = kf_alloc((size_t)p->window, sizeof *mixed, e), *own = kf_alloc((size_t)p->window, sizeof *own, e);
+  cplx *mean = kf_alloc((size_t)F, sizeof *mean, e);
+  kf_status status = mixed && own && mean ? KF_OK : KF_ERROR_MEMORY;
+  for (int g = 0; g < p->kv_heads && status == KF_OK; g++) {
+    double total = 0;
+    memset(mixed, 0, (size_t)p->window * sizeof *mixed);
+    for (int h = g * group; h < (g + 1) * group; h++) {
+      double sum = 0, energy = 0;
+      for (int64_t t = 0; t < p->window; t++) sum += s->distance[h * s->window + t];
+      for (int f = 0; f < F; f++) energy += p->query_energy[h * F + f];
+      for (int64_t t = 0; t < p->window; t++) own[t] = sum > 0 ? s->distance[h * s->window + t] / sum : t == 0;
+      for (int64_t t = 0; t < p->window; t++) mixed[t] += energy * own[t];
+      total += energy;
+      mean_rotation(p, theta, own, p->mean + h * F);
+    }
+    for (int64_t t = 0; t < p->window; t++) mixed[t] = total > 0 ? mixed[t] / total : t == 0;
+    mean_rotation(p, theta, mixed, mean);
+    for (int f = 0; f < F; f++)
+      for (int i = 0; i < F; i++) {
+        cplx sum = 0;
+        for (int64_t t = 0; t < p->window; t++) {
+          double angle = (theta[f] - theta[i]) * (double)t;
+          sum += mixed[t] * CMPLX(cos(angle), -sin(angle));
+        }
+        p->gram[((int64_t)g * F + f) * F + i] = sum - mean[f] * conj(mean[i]);
+      }
+    for (int f = 0; f < F; f++) /* a frequency that never turns within the window */
+      if (creal(p->gram[((int64_t)g * F + f) * F + f]) < 1e-12) p->gram[((int64_t)g * F + f) * F + f] = 1e-12;
+  }
+  free(mixed);
+  free(own);
+  free(mean);
+  return status;
+}
+
+kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *zk, const double *theta, kf_rope_problem *out,
+                                 kf_error *e) {
+  *out = (kf_rope_problem){
+      .heads = s->heads, .kv_heads = s->kv_heads, .pairs = s->d_qk / 2, .hidden = s->hidden, .window = s->window, .zk = zk};
+  int64_t F = out->pairs, n = s->kv_heads * F;
+  out->mean = kf_alloc((size_t)(s->heads * F), sizeof *out->mean, e);
+  out->query_energy = kf_alloc((size_t)(s->heads * F), sizeof *out->query_energy, e);
+  out->gram = kf_alloc((size_t)(s->kv_heads * F * F), sizeof *out->gram, e);
+  out->moment = kf_alloc((size_t)(n * n), sizeof *out->moment, e);
+  kf_status status = out->mean && out->query_energy && out->gram && out->moment ? KF_OK : KF_ERROR_MEMORY;
+  if (status == KF_OK) {
+    energies(s, out);
+    status = rotations(s, theta, out, e);
+  }
+  if (status == KF_OK) status = key_moment(s, out, e);
+  if (status != KF_OK) kf_rope_problem_free(out);
+  return status;
+}
+
+void kf_rope_problem_free(kf_rope_problem *p) {
+  free(p->mean);
+  free(p->query_energy);
+  free(p->gram);
+  free(p->moment);
+  *p = (kf_rope_problem){0};
+}
+
+/* ---------------------------------------------------------------------------------------------- channels */
+
+static kf_status channels_create(const kf_rope_problem *p, int count, kf_channels *out, kf_error *e) {
+  *out = (kf_channels){.count = count};
+  out->frequency = kf_alloc((size_t)count, sizeof *out->frequency, e);
+  out->u = kf_alloc((size_t)count * (size_t)p->hidden, sizeof *out->u, e);
+  out->beta = kf_alloc((size_t)p->kv_heads * (size_t)p->pairs * (size_t)count, sizeof *out->beta, e);
+  if (out->frequency && out->u && out->beta) return KF_OK;
+  kf_channels_free(out);
+  return KF_ERROR_MEMORY;
+}
+
+void kf_channels_free(kf_channels *c) {
+  free(c->frequency);
+  free(c->u);
+  free(c->beta);
+  free(c->t);
+  *c = (kf_channels){0};
+}
+
+typedef struct component {
+  double value;
+  int frequency, row;
+} component;
+
+static int strongest_first(const void *a, const void *b) {
+  const component *x = a, *y = b;
+  if (x->value != y->value) return (x->value < y->value) - (x->value > y->value);
+  return x->frequency != y->frequency ? x->frequency - y->frequency : x->row - y->row;
+}
+
+/* For each frequency the eigenpairs of diag(D) E[k k^H] diag(D), D_g^2 = sum over the group of energy (1 - |m|^2). */
+kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *out, kf_error *e) {
+  int G = p->kv_heads, F = p->pairs, group = p->heads / G;
+  KF_TRY(channels_create(p, count, out, e));
+  cplx *vectors = kf_alloc((size_t)F * (size_t)G * (size_t)G, sizeof *vectors, e);
+  double *lost = kf_alloc((size_t)F * (size_t)G, sizeof *lost, e), *value = kf_alloc((size_t)G, sizeof *value, e);
+  component *list = kf_alloc((size_t)F * (size_t)G, sizeof *list, e);
+  kf_status s = vectors && lost && value && list ? KF_OK : KF_ERROR_MEMORY;
+  for (int f = 0; f < F && s == KF_OK; f++) {
+    cplx *m = vectors + (int64_t)f * G * G;
+    for (int g = 0; g < G; g++) {
+      double sum = 0;
+      for (int h = g * group; h < (g + 1) * group; h++) {
+        double size = cabs(p->mean[h * F + f]);
+        sum += p->query_energy[h * F + f] * fmax(1 - size * size, 0);
+      }
+      lost[f * G + g] = sqrt(fmax(sum, 1e-30));
+    }
+    for (int a = 0; a < G; a++)
+      for (int b = 0; b < G; b++)
+        m[a * G + b] = lost[f * G + a] * p->moment[((int64_t)a * F + f) * G * F + (int64_t)b * F + f] * lost[f * G + b];
+    s = kf_eigh_complex(m, G, value, e);
+    for (int c = 0; c < G && s == KF_OK; c++) list[f * G + c] = (component){value[c], f, c};
+  }
+  if (s == KF_OK) qsort(list, (size_t)F * (size_t)G, sizeof *list, strongest_first);
+  for (int j = 0; j < count && s == KF_OK; j++) {
+    int f = list[j].frequency;
+    const cplx *y = vectors + ((int64_t)f * G + list[j].row) * G;
+    out->frequency[j] = f;
+    for (int g = 0; g < G; g++) {
+      double D = lost[f * G + g];
+      const cplx *key = p->zk + ((int64_t)g * F + f) * p->hidden;
+      for (int i = 0; i < p->hidden; i++) out->u[(int64_t)j * p->hidden + i] += conj(y[g]) * D * key[i];
+      out->beta[((int64_t)g * F + f) * count + j] = y[g] / D;
+    }
+  }
+  free(vectors);
+  free(lost);
+  free(value);
+  free(list);
+  if (s != KF_OK) kf_channels_free(out);
+  return s;
+}
+
+/* ---------------------------------------------------------------------------------------------- fold */
+
+typedef struct pursuit {
+  const kf_rope_problem *p;
+  int64_t n;            /* G F */
+  cplx *root, *inverse; /* [n, n] E[z z^H]^(1/2) and ^(-1/2) */
+  cplx *overlap;        /* [F candidates, n, n] S: sum over f' of gram[f', candidate] R[f, f', :], row (g, f) */
+  cplx *direction;      /* [F, n] the last best direction of each candidate */
+  double *gain;         /* [F] */
+  double *weight;       /* [G, F] sum of the group's query energies */
+} pursuit;
+
+/* Powers of E[z z^H] by its eigenvectors v (rows): sum w^x v v^H. */
+static kf_status roots(pursuit *q, kf_error *e) {
+  int64_t n = q->n;
+  cplx *v = kf_alloc((size_t)(n * n), sizeof *v, e), *scaled = kf_alloc((size_t)(n * n), sizeof *scaled, e);
+  double *w = kf_alloc((size_t)n, sizeof *w, e);
+  kf_status s = v && scaled && w ? KF_OK : KF_ERROR_MEMORY;
+  if (s == KF_OK) {
+    memcpy(v, q->p->moment, (size_t)(n * n) * sizeof *v);
+    s = kf_eigh_complex(v, n, w, e);
+  }
+  for (int which = 0; which < 2 && s == KF_OK; which++) {
+    for (int64_t k = 0; k < n; k++) {
+      double value = fmax(w[k], 1e-10 * w[0]), power = which ? 1 / sqrt(value) : sqrt(value);
+      for (int64_t i = 0; i < n; i++) { /* transposed, so that product() sums over k */
+        scaled[i * n + k] = power * v[k * n + i];
+      }
+    }
+    cplx *transposed = which ? q->inverse : q->root, *by_row = kf_alloc((size_t)(n * n), sizeof *by_row, e);
+    if (!by_row) s = KF_ERROR_MEMORY;
+    for (int64_t i = 0; i < n * n && s == KF_OK; i++) by_row[i] = v[i % n * n + i / n];
+    if (s == KF_OK) product(n, n, n, scaled, by_row, transposed);
+    free(by_row);
+  }
+  free(v);
+  free(scaled);
+  free(w);
+  return s;
+}
+
+/* Top eigenpair of Y^H Y, Y rows (g, f) = sqrt(weight / gram[c, c]) S, by power iteration from the last direction. */
+static double strongest(pursuit *q, int c, int iterations, cplx *y) {
+  int64_t n = q->n, F = q->p->pairs;
+  cplx *v = q->direction + c * n, *next = y + n;
+  const cplx *S = q->overlap + (int64_t)c * n * n;
+  double value = 0;
+  for (int it = 0; it < iterations; it++) {
+    memset(next, 0, (size_t)n * sizeof *next);
+    for (int64_t r = 0; r < n; r++) {
+      double re = 0, im = 0, scale = q->weight[r] / creal(q->p->gram[(r / F * F + c) * F + c]);
+      const double *s = (const double *)(S + r * n), *x = (const double *)v;
+      double *to = (double *)next;
+      for (int64_t i = 0; i < n; i++) {
+        re += s[2 * i] * x[2 * i] - s[2 * i + 1] * x[2 * i + 1];
+        im += s[2 * i] * x[2 * i + 1] + s[2 * i + 1] * x[2 * i];
+      }
+      re *= scale;
+      im *= scale;
+      for (int64_t i = 0; i < n; i++) { /* conj(s) (re + i im) */
+        to[2 * i] += s[2 * i] * re + s[2 * i + 1] * im;
+        to[2 * i + 1] += s[2 * i] * im - s[2 * i + 1] * re;
+      }
+    }
+    double norm = 0;
+    for (int64_t i = 0; i < n; i++) norm += creal(next[i]) * creal(next[i]) + cimag(next[i]) * cimag(next[i]);
+    norm = sqrt(norm);
+    if (!(norm > 0)) return 0;
+    for (int64_t i = 0; i < n; i++) v[i] = next[i] / norm;
+    bool settled = fabs(norm - value) < 1e-7 * norm;
+    value = norm;
+    if (settled) break;
+  }
+  return value;
+}
+
+static void start(pursuit *q) {
+  const kf_rope_problem *p = q->p;
+  int F = p->pairs, group = p->heads / p->kv_heads;
+  for (int g = 0; g < p->kv_heads; g++)
+    for (int f = 0; f < F; f++)
+      for (int h = g * group; h < (g + 1) * group; h++) q->weight[g * F + f] += p->query_energy[h * F + f];
+  for (int c = 0; c < F; c++)
+    for (int64_t r = 0; r < q->n; r++) {
+      cplx factor = p->gram[r * F + c]; /* row (g, f) of [G, F, F] */
+      for (int64_t i = 0; i < q->n; i++) q->overlap[((int64_t)c * q->n + r) * q->n + i] = factor * q->root[r * q->n + i];
+    }
+  for (int c = 0; c < F; c++) /* a start that no eigenvector is orthogonal to in practice: the row of the largest weight */
+    for (int64_t i = 0; i < q->n; i++) q->direction[(int64_t)c * q->n + i] = conj(q->root[c * q->n + i]) + 1e-3;
+}
+
+/* R[., best, :] loses the part that the channel carries; all candidates' S follow. */
+static void take(pursuit *q, int best, const cplx *u) {
+  const kf_rope_problem *p = q->p;
+  int F = p->pairs;
+  int64_t n = q->n;
+#pragma omp parallel for
+  for (int64_t r = 0; r < n; r++) {
+    const cplx *S = q->overlap + ((int64_t)best * n + r) * n, *gram = p->gram + r / F * F * F;
+    cplx dot = 0;
+    for (int64_t i = 0; i < n; i++) dot += S[i] * u[i];
+    dot /= creal(gram[best * F + best]);
+    for (int c = 0; c < F; c++) {
+      cplx factor = gram[best * F + c] * dot, *to = q->overlap + ((int64_t)c * n + r) * n;
+      for (int64_t i = 0; i < n; i++) to[i] -= factor * conj(u[i]);
+    }
+  }
+}
+
+static kf_status pursue(pursuit *q, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e) {
+  const kf_rope_problem *p = q->p;
+  int64_t n = q->n, F = p->pairs;
+  bool *used;
+  cplx *work;
+  KF_NEW(work, 2 * n * F, e);
+  if (!(used = kf_alloc((size_t)F, sizeof *used, e))) {
+    free(work);
+    return KF_ERROR_MEMORY;
+  }
+  start(q);
+  for (int j = 0; j < count; j++) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int c = 0; c < F; c++)
+      q->gain[c] = allowed && (!allowed[c] || used[c]) ? -1 : strongest(q, c, j ? 12 : 60, work + 2 * n * c);
+    int best = 0;
+    for (int c = 1; c < F; c++)
+      if (q->gain[c] > q->gain[best]) best = c;
+    strongest(q, best, 100, work);
+    const cplx *u = q->direction + best * n;
+    out->frequency[j] = best;
+    used[best] = true;
+    /* p_j = u^H C^(-1/2) z */
+    for (int64_t r = 0; r < n; r++) {
+      cplx factor = 0;
+      for (int64_t i = 0; i < n; i++) factor += conj(u[i]) * q->inverse[i * n + r];
+      out->t[j * n + r] = factor;
+      for (int i = 0; i < p->hidden; i++) out->u[(int64_t)j * p->hidden + i] += factor * p->zk[r * p->hidden + i];
+    }
+    take(q, best, u);
+  }
+  free(used);
+  free(work);
+  return KF_OK;
+}
+
+kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e) {
+  int64_t n = (int64_t)p->kv_heads * p->pairs;
+  pursuit q = {.p = p, .n = n};
+  KF_TRY(channels_create(p, count, out, e));
+  q.root = kf_alloc((size_t)(n * n), sizeof *q.root, e);
+  q.inverse = kf_alloc((size_t)(n * n), sizeof *q.inverse, e);
+  q.overlap = kf_alloc((size_t)p->pairs * (size_t)(n * n), sizeof *q.overlap, e);
+  q.direction = kf_alloc((size_t)p->pairs * (size_t)n, sizeof *q.direction, e);
+  q.gain = kf_alloc((size_t)p->pairs, sizeof *q.gain, e);
+  q.weight = kf_alloc((size_t)n, sizeof *q.weight, e);
+  out->t = kf_alloc((size_t)count * (size_t)n, sizeof *out->t, e);
+  kf_status s = q.root && q.inverse && q.overlap && q.direction && q.gain && q.weight && out->t ? roots(&q, e) : KF_ERROR_MEMORY;
+  if (s == KF_OK) s = pursue(&q, count, allowed, threads, out, e);
+  free(q.root);
+  free(q.inverse);
+  free(q.overlap);
+  free(q.direction);
+  free(q.gain);
+  free(q.weight);
+  if (s != KF_OK) kf_channels_free(out);
+  return s;
+}
+
+/* ---------------------------------------------------------------------------------------------- betas */
+
+/* Solves the Hermitian positive system a x = b in place (Gauss with pivots on the diagonal; a is small). */
+static void solve(int n, cplx *a, cplx *b) {
+  for (int k = 0; k < n; k++) {
+    cplx pivot = a[k * n + k];
+    for (int i = k + 1; i < n; i++) {
+      cplx factor = a[i * n + k] / pivot;
+      for (int c = k; c < n; c++) a[i * n + c] -= factor * a[k * n + c];
+      b[i] -= factor * b[k];
+    }
+  }
+  for (int k = n - 1; k >= 0; k--) {
+    for (int c = k + 1; c < n; c++) b[k] -= a[k * n + c] * b[c];
+    b[k] /= a[k * n + k];
+  }
+}
+
+/* The normal equations over rotations and calibration keys: with P = E[p p^H] and Gram of the rotations of KV head g,
+ * sum_j beta_j P_ji gram[th_j, th_i] = gram[f, th_i] E[k_gf conj(p_i)] for every i. */
+static void fit_pair(const kf_rope_problem *p, const kf_channels *c, const cplx *P, const cplx *cross, int64_t row, cplx *a,
+                     cplx *b) {
+  int F = p->pairs, J = c->count;
+  const cplx *gram = p->gram + row / F * F * F;
+  double trace = 0;
+  for (int i = 0; i < J; i++) {
+    for (int j = 0; j < J; j++) a[i * J + j] = P[j * J + i] * gram[(int64_t)c->frequency[j] * F + c->frequency[i]];
+    b[i] = gram[row % F * F + c->frequency[i]] * cross[row * J + i];
+    trace += creal(a[i * J + i]);
+  }
+  for (int i = 0; i < J; i++) a[i * J + i] += 1e-9 * trace / J;
+  solve(J, a, b);
+}
+
+kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, int count, kf_channels *out, kf_error *e) {
+  int64_t n = (int64_t)p->kv_heads * p->pairs, J = count;
+  KF_TRY(channels_create(p, count, out, e));
+  memcpy(out->frequency, from->frequency, (size_t)J * sizeof *out->frequency);
+  memcpy(out->u, from->u, (size_t)(J * p->hidden) * sizeof *out->u);
+  cplx *cross = kf_alloc((size_t)(n * J), sizeof *cross, e), *P = kf_alloc((size_t)(J * J), sizeof *P, e);
+  cplx *a = kf_alloc((size_t)(J * J), sizeof *a, e), *b = kf_alloc((size_t)J, sizeof *b, e);
+  kf_status s = cross && P && a && b ? KF_OK : KF_ERROR_MEMORY;
+  if (s == KF_OK) {
+    product(n, J, n, p->moment, from->t, cross);
+    for (int64_t i = 0; i < J; i++)
+      for (int64_t j = 0; j < J; j++)
+        for (int64_t r = 0; r < n; r++) P[i * J + j] += from->t[i * n + r] * cross[r * J + j];
+    for (int64_t r = 0; r < n; r++) {
+      fit_pair(p, out, P, cross, r, a, b);
+      memcpy(out->beta + r * J, b, (size_t)J * sizeof *b);
+    }
+  }
+  free(cross);
+  free(P);
+  free(a);
+  free(b);
+  if (s != KF_OK) kf_channels_free(out);
+  return s;
+}

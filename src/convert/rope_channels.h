@@ -1,0 +1,45 @@
+/* fold, first half: which rotated channels stand for the keys of a layer, and what each head's query asks of them.
+ *
+ * Pair f of KV head g is one complex number k_gf = Zk[g, f] . x (re + i im of the half-split rows), rotated by theta_f.
+ * A channel j is a complex key p_j = u_j . x, shared by all heads and rotated by one of the source's frequencies; KV head g's
+ * pair f is then beta_gfj p_j + ... What the channels do not carry keeps its mean rotation m_hf and goes without one. */
+#ifndef KF_CONVERT_ROPE_CHANNELS_H
+#define KF_CONVERT_ROPE_CHANNELS_H
+
+#include <complex.h>
+
+#include "convert/attention_statistics.h"
+
+typedef struct kf_rope_problem {
+  int heads, kv_heads, pairs, hidden; /* H, G, F, d */
+  int64_t window;
+  const double complex *zk; /* [G F, d] */
+  double complex *mean;     /* [H, F] m_hf = E e^{-i theta_f D} over the head's distances */
+  double *query_energy;     /* [H, F] */
+  double complex *gram;     /* [G, F, F] centred Gram of the rotations, E[(e_f - m_f) conj(e_f' - m_f')] */
+  double complex *moment;   /* [G F, G F] E[z z^H] of the stacked keys z */
+} kf_rope_problem;
+
+typedef struct kf_channels {
+  int count;            /* J */
+  int32_t *frequency;   /* [J] index of the source's table */
+  double complex *u;    /* [J, d] rows: p_j = u_j . x */
+  double complex *beta; /* [G, F, J] */
+  double complex *t;    /* [J, G F] p_j = t_j . z of a fold, from which betas are refitted; NULL: greedy */
+} kf_channels;
+
+/* statistics: of at least one window. zk [G F, d] and theta [F] are borrowed. */
+kf_status kf_rope_problem_create(const kf_attention_statistics *s, const double complex *zk, const double *theta, kf_rope_problem *out, kf_error *e);
+void kf_rope_problem_free(kf_rope_problem *p);
+
+/* greedy: the J strongest components of single frequencies, by the query-weighted energy that a mean rotation would lose. */
+kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *out, kf_error *e);
+/* fold: matching pursuit, in which a channel may serve several neighbouring frequencies. allowed: [F] or NULL, the
+ * frequencies that may be taken, each once (a stock table's slots); NULL: any, any number of times. The first J channels of
+ * a longer pursuit are the pursuit of J. */
+kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e);
+/* The first `count` channels of a fold, with betas fitted to all of them together (orthogonal matching pursuit). */
+kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, int count, kf_channels *out, kf_error *e);
+void kf_channels_free(kf_channels *c);
+
+#endif
