@@ -52,7 +52,7 @@ static int64_t converted_parameters(const shape *s, const kf_plan *p, int64_t *c
   int pairs[64];
   int32_t index[64 * 64];
   assert_int_equal(kf_rope_select(KF_ROPE_HIGH, s->kv_heads, s->head_dim / 2, p->pairs, NULL, pairs, index, NULL), KF_OK);
-  json_t *layers = json_array(), *json;
+  json_t *layers = json_array(), *recipe = json_object(), *json;
   for (int i = 0; i < s->layers; i++) {
     kf_attention_config a = c.layer[i].attention;
     a.kind = KF_LATENT;
@@ -61,8 +61,9 @@ static int64_t converted_parameters(const shape *s, const kf_plan *p, int64_t *c
     a.rope_index = index;
     json_array_append_new(layers, kf_layer_record(&a));
   }
-  assert_int_equal(kf_config_record(&c, "mha2mla", NULL, layers, KF_BF16, &json, NULL), KF_OK);
+  assert_int_equal(kf_config_record(&c, "mha2mla", recipe, layers, KF_BF16, &json, NULL), KF_OK);
   json_decref(layers);
+  json_decref(recipe);
   parse(json, &converted);
   *cache = kf_attention_cache_elements(&converted.layer[0].attention);
   int64_t sum = 0;
