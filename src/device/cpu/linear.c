@@ -2,12 +2,13 @@
  * the same packed weights. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "device/cpu/cpu.h"
 
 enum {
-  OWN_ROWS = 16,     /* up to here our kernels beat oneDNN */
-  INNER_CHUNK = 256, /* elements of a panel that stay in the L1 cache while several groups of rows use them */
+  OWN_ROWS = KF_ROW_GROUP, /* up to here one pass over the weights serves all rows, and beats oneDNN */
+  OWN_DOTS = 4,            /* the same where weights are plain rows */
 };
 
 static void weight_free(kf_device *d, kf_weight *w) {
@@ -22,13 +23,26 @@ static size_t weight_bytes(const kf_weight *w) {
   return w->bytes;
 }
 
+/* Zeroed memory; large pieces in huge pages, which spare the address translation a miss every 4 KiB. */
+static void *alloc_weights(size_t bytes, kf_error *e) {
+  enum { HUGE_PAGE = 2 << 20 };
+  if (bytes < 2 * HUGE_PAGE) return kf_alloc(bytes, 1, e);
+  bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  void *p = aligned_alloc(HUGE_PAGE, bytes);
+  if (!p) return kf_alloc(bytes, 1, e);
+#if defined(MADV_HUGEPAGE)
+  madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  return memset(p, 0, bytes);
+}
+
 static kf_status weight_create(kf_device *d, bool panels, const float *bias, int64_t n, int64_t k, kf_weight **out, kf_error *e) {
   kf_weight *w;
   KF_NEW(w, 1, e);
   *w = (kf_weight){.type = d->compute, .n = n, .k = k, .panels = panels, .inner = k};
   if (panels) w->inner = kf_round_up(k, d->compute == KF_BF16 ? 32 : 16);
   int64_t rows = panels ? kf_round_up(n, KF_PANEL) : n;
-  w->data = kf_alloc((size_t)rows, (size_t)w->inner * kf_element(w->type), e);
+  w->data = alloc_weights((size_t)(rows * w->inner) * kf_element(w->type), e);
   if (bias) w->bias = kf_alloc((size_t)n, sizeof *bias, e);
   if (!w->data || (bias && !w->bias)) {
     weight_free(d, w);
@@ -89,15 +103,10 @@ static const void *convert_input(kf_cpu *c, const float *x, int64_t m, int64_t k
 }
 
 /* m <= OWN_ROWS rows against one panel. */
-static void panel_rows(const kf_cpu *c, float *y, const char *x, const kf_weight *w, int64_t panel, int64_t m, bool add) {
-  float sum[OWN_ROWS * KF_PANEL], one[OWN_ROWS];
-  size_t element = kf_element(w->type);
-  const char *data = panel_at(w, panel);
-  for (int64_t i = 0; i < m; i++) one[i] = 1;
-  int64_t first = panel * KF_PANEL, columns = kf_least(KF_PANEL, w->n - first), chunk = m > KF_ROW_GROUP ? INNER_CHUNK : w->inner;
-  for (int64_t l = 0; l < w->inner; l += chunk)
-    c->tile->multiply(sum, KF_PANEL, x + (size_t)l * element, w->inner, data + (size_t)(l * KF_PANEL) * element,
-                      kf_least(chunk, w->inner - l), m, (int)columns, l ? one : NULL);
+static void panel_rows(const kf_cpu *c, float *y, const void *x, const kf_weight *w, int64_t panel, int64_t m, bool add) {
+  float sum[OWN_ROWS * KF_PANEL];
+  int64_t first = panel * KF_PANEL, columns = kf_least(KF_PANEL, w->n - first);
+  c->tile->multiply(sum, KF_PANEL, x, w->inner, panel_at(w, panel), w->inner, m, (int)columns, NULL);
   for (int64_t i = 0; i < m; i++) {
     float *to = y + i * w->n + first;
     for (int64_t j = 0; j < columns; j++) to[j] = (add ? to[j] : 0) + sum[i * KF_PANEL + j] + (w->bias ? w->bias[first + j] : 0);
@@ -105,7 +114,7 @@ static void panel_rows(const kf_cpu *c, float *y, const char *x, const kf_weight
 }
 
 static void linear_panels(kf_cpu *c, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
-  const char *input = convert_input(c, x, m, w->k, w->inner);
+  const void *input = convert_input(c, x, m, w->k, w->inner);
   if (!input) return;
   int64_t panels = (w->n + KF_PANEL - 1) / KF_PANEL;
 #pragma omp parallel for schedule(static) num_threads(kf_threads_for(c, (double)(w->n * w->k)))
@@ -128,7 +137,7 @@ static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, i
     linear_panels(c, y, x, w, m, add);
     return;
   }
-  if (m <= 4 && !w->panels) {
+  if (m <= OWN_DOTS && !w->panels) {
     linear_dots(c, y, x, w, m, add);
     return;
   }
