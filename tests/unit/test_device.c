@@ -205,7 +205,7 @@ static double attention_tolerance(void) {
 }
 
 static void try_attention(const kf_attention_shape *shape, int count, const int64_t *m, const int64_t *past, kf_dtype dtype) {
-  kf_attention ours[MOST_SEQUENCES], theirs[MOST_SEQUENCES];
+  kf_attention ours[MOST_SEQUENCES] = {0}, theirs[MOST_SEQUENCES];
   for (int i = 0; i < count; i++) {
     int64_t columns = (int64_t)shape->kv_heads * (shape->d_qk + shape->d_v) + below(3), wide = (int64_t)shape->heads * shape->d_v;
     ours[i] = (kf_attention){.q = rounded(m[i] * shape->heads * shape->d_qk),
