@@ -228,9 +228,12 @@ def convert_once(b, model, *options):
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen([str(b.kvfold), "convert", str(model), str(to), "--threads", str(b.o.threads), *options],
                                stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        peak = max(peak, anonymous_bytes(process.pid))
-        time.sleep(0.01)
+    try:
+        while process.poll() is None:
+            peak = max(peak, anonymous_bytes(process.pid))
+            time.sleep(0.01)
+    finally:
+        process.kill()  # nothing happens to one that has ended
     seconds = time.perf_counter() - start
     complaint = process.stderr.read()
     if process.returncode:
