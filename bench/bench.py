@@ -21,7 +21,8 @@ import sys
 import time
 from pathlib import Path
 
-import peers
+sys.dont_write_bytecode = True  # leaves no __pycache__ in the source tree
+import peers  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
