@@ -24,7 +24,8 @@ kf_status kf_basis_create(const double *a, int64_t rows, int64_t columns, kf_bas
 void kf_basis_free(kf_basis *b);
 
 /* a ~ up down, the best of that rank (<= count). up: [rows, rank]; down: [rank, columns]. */
-kf_status kf_basis_factor(const kf_basis *b, const double *a, int64_t rank, kf_placement placement, double *up, double *down, kf_error *e);
+kf_status kf_basis_factor(const kf_basis *b, const double *a, int64_t rank, kf_placement placement, double *up, double *down,
+                          kf_error *e);
 
 /* The rank that keeps a part of the energy. paper: the least R with sum_{j<=R} s_j^2 >= part x total. code: the number of
  * R with that sum <= part x total, at least 1, rounded up to a multiple of 8 (X-EcoMLA's compute_svd). At most count. */

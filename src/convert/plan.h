@@ -80,14 +80,14 @@ struct kf_plan {
   const kf_hooks *hooks;
   /* what resolve() fills */
   kf_arena arena;
-  bool *convert;        /* [layers] */
-  int *rank, *q_rank;   /* [layers] latent width; 0: full query, or by energy */
-  int nope, rope;       /* x-ecomla: rows of a head */
-  int pairs;            /* mha2mla: pairs a KV head */
+  bool *convert;      /* [layers] */
+  int *rank, *q_rank; /* [layers] latent width; 0: full query, or by energy */
+  int nope, rope;     /* x-ecomla: rows of a head */
+  int pairs;          /* mha2mla: pairs a KV head */
   kf_rope_policy policy;
-  bool needs_scores;    /* from calibration text */
-  kf_ranks ranks;       /* from a file; layers 0: none */
-  json_t *settings;     /* key: resolved value */
+  bool needs_scores; /* from calibration text */
+  kf_ranks ranks;    /* from a file; layers 0: none */
+  json_t *settings;  /* key: resolved value */
 };
 
 /* Finds method and settings; no model needed. KF_ERROR_USAGE names the nearest known word. */
@@ -107,8 +107,8 @@ bool kf_plan_rotates(const kf_plan *p, int layer);
 
 /* The rows of the table. */
 extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[], kf_fold_keys[];
-enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_REFIT };  /* in the order of kf_fold_keys */
-enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };            /* selection */
+enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_REFIT }; /* in the order of kf_fold_keys */
+enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };           /* selection */
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e);
 kf_status kf_mha2mla_resolve(kf_plan *p, kf_error *e);
 kf_status kf_mha2mla_map(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e);

@@ -8,7 +8,7 @@
 json_t *kf_layer_record(const kf_attention_config *a);
 /* The whole object: the source's keys and, for a converted model, "kvfold" with the layers [list of kf_layer_record] and
  * the recipe. layers NULL: the source's own configuration, only the dtype and the tied head are brought up to date. */
-kf_status kf_config_record(const kf_config *source, const char *method, const json_t *recipe, const json_t *layers, kf_dtype dtype,
-                           json_t **out, kf_error *e);
+kf_status kf_config_record(const kf_config *source, const char *method, const json_t *recipe, const json_t *layers,
+                           kf_dtype dtype, json_t **out, kf_error *e);
 
 #endif

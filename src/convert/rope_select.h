@@ -16,6 +16,7 @@ typedef enum kf_rope_policy {
 
 /* scores: [heads, half], needed by the two norm policies; equal scores go to the lower pair. 0 <= r <= half.
  * pairs: [heads] counts; index: [heads * r] the pairs of head 0, ascending, then of head 1, ... */
-kf_status kf_rope_select(kf_rope_policy policy, int heads, int half, int r, const double *scores, int *pairs, int32_t *index, kf_error *e);
+kf_status kf_rope_select(kf_rope_policy policy, int heads, int half, int r, const double *scores, int *pairs, int32_t *index,
+                         kf_error *e);
 
 #endif

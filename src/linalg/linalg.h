@@ -16,8 +16,8 @@ kf_status kf_svd(const double *a, int64_t m, int64_t n, int64_t r, double *u, do
 kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e);
 
 /* c [m, n] = alpha * op(a) op(b) + beta * c; op(a) is [m, k]. */
-void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
-             const double *b, double beta, double *c);
+void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a, const double *b,
+             double beta, double *c);
 
 /* c [m, n] = op(a) op(b) in f32; may be called from inside a parallel region, where it runs on the calling thread. */
 void kf_gemm_f32(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c);

@@ -18,7 +18,8 @@ static void use(kf_ranks *r) {
   }
   free(order);
   kf_error e = {0};
-  if (r->heads % 2 == 0 && kf_ranks_fit(r, "fuzz", r->layers, r->heads, r->heads / 2, r->half, &e) != KF_OK && !e.message[0]) abort();
+  if (r->heads % 2 == 0 && kf_ranks_fit(r, "fuzz", r->layers, r->heads, r->heads / 2, r->half, &e) != KF_OK && !e.message[0])
+    abort();
 }
 
 static void parse(const uint8_t *data, size_t size) {

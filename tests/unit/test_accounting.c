@@ -11,7 +11,10 @@
 #include "convert/plan.h"
 #include "convert/record.h"
 
-typedef struct shape { int hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary; bool tied; } shape;
+typedef struct shape {
+  int hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary;
+  bool tied;
+} shape;
 static const shape smollm_135m = {576, 30, 9, 3, 64, 1536, 49152, true};
 static const shape smollm_360m = {960, 32, 15, 5, 64, 2560, 49152, true};
 static const shape smollm_1b7 = {2048, 24, 32, 32, 64, 8192, 49152, true};
@@ -21,10 +24,10 @@ static const shape llama32_3b = {3072, 28, 24, 8, 128, 8192, 128256, true};
 static const shape llama31_8b = {4096, 32, 32, 8, 128, 14336, 128256, false};
 
 static json_t *describe(const shape *s) {
-  return json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:b,s:i,s:f}", "model_type", "llama", "hidden_size", s->hidden, "num_hidden_layers",
-                   s->layers, "num_attention_heads", s->heads, "num_key_value_heads", s->kv_heads, "head_dim", s->head_dim,
-                   "intermediate_size", s->intermediate, "vocab_size", s->vocabulary, "tie_word_embeddings", s->tied,
-                   "max_position_embeddings", 2048, "rms_norm_eps", 1e-5);
+  return json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:b,s:i,s:f}", "model_type", "llama", "hidden_size", s->hidden,
+                   "num_hidden_layers", s->layers, "num_attention_heads", s->heads, "num_key_value_heads", s->kv_heads,
+                   "head_dim", s->head_dim, "intermediate_size", s->intermediate, "vocab_size", s->vocabulary,
+                   "tie_word_embeddings", s->tied, "max_position_embeddings", 2048, "rms_norm_eps", 1e-5);
 }
 
 static void parse(json_t *json, kf_config *out) {
@@ -33,7 +36,8 @@ static void parse(json_t *json, kf_config *out) {
   json_decref(json);
 }
 
-static void resolve(const kf_config *c, const char *method, const char *cache, const kf_setting *settings, int count, kf_plan *p) {
+static void resolve(const kf_config *c, const char *method, const char *cache, const kf_setting *settings, int count,
+                    kf_plan *p) {
   kf_error e = {0};
   kf_convert_options o = {.method = method, .cache = cache, .settings = settings, .setting_count = count};
   if (kf_plan_options(&o, p, &e) != KF_OK || kf_plan_resolve(p, c, NULL, NULL, &e) != KF_OK) fail_msg("%s", e.message);
@@ -76,7 +80,11 @@ static int64_t converted_parameters(const shape *s, const kf_plan *p, int64_t *c
 /* MHA2MLA, table 4: d_kv latents a KV head, d_h / 16 pairs. The paper leaves out one of the two embeddings of Llama-2. */
 static void test_mha2mla_parameters(void **state) {
   (void)state;
-  static const struct { const shape *s; int d_kv; double millions, digits; } rows[] = {
+  static const struct {
+    const shape *s;
+    int d_kv;
+    double millions, digits;
+  } rows[] = {
       {&smollm_135m, 32, 130.99, 0.005}, {&smollm_135m, 16, 129.64, 0.005}, {&smollm_135m, 8, 128.97, 0.005},
       {&smollm_360m, 32, 351.38, 0.005}, {&smollm_360m, 16, 347.38, 0.005}, {&smollm_360m, 8, 345.4, 0.05},
       {&smollm_1b7, 32, 1667, 0.5},      {&smollm_1b7, 16, 1595, 0.5},      {&smollm_1b7, 8, 1559, 0.5},
@@ -93,7 +101,8 @@ static void test_mha2mla_parameters(void **state) {
     resolve(&c, "mha2mla", NULL, &(kf_setting){"rank", rank}, 1, &p);
     int64_t left_out = s->tied ? 0 : (int64_t)s->vocabulary * s->hidden;
     double millions = (double)(converted_parameters(s, &p, &cache) - left_out) / 1e6;
-    if (!(fabs(millions - rows[i].millions) <= rows[i].digits * 1.01)) fail_msg("row %zu: %g million, not %g", i, millions, rows[i].millions);
+    if (!(fabs(millions - rows[i].millions) <= rows[i].digits * 1.01))
+      fail_msg("row %zu: %g million, not %g", i, millions, rows[i].millions);
     assert_int_equal(cache, s->kv_heads * (s->head_dim / 8 + rows[i].d_kv));
     /* the same rank from the budget: kept = (d_r + d_kv) / (2 d_h) */
     char budget[32];
@@ -110,7 +119,11 @@ static void test_mha2mla_parameters(void **state) {
 /* X-EcoMLA: r_kv + d_r elements a token and layer, of 2 n_kv d_h; r_kv from a budget. */
 static void test_xecomla_cache(void **state) {
   (void)state;
-  static const struct { const shape *s; const char *budget; int elements, kv_rank; } rows[] = {
+  static const struct {
+    const shape *s;
+    const char *budget;
+    int elements, kv_rank;
+  } rows[] = {
       {&llama32_1b, "53.125%", 544, 512}, {&llama32_1b, "28.125%", 288, 256}, {&llama32_1b, "15.625%", 160, 128},
       {&llama32_1b, "9.375%", 96, 64},    {&llama32_1b, "80", 80, 48},        {&llama32_3b, "880", 880, 816},
       {&llama32_3b, "25%", 512, 448},     {&llama31_8b, "9.375%", 192, 128},  {&llama31_8b, "320", 320, 256},
@@ -132,7 +145,10 @@ static void test_xecomla_cache(void **state) {
 /* Section 1.2 of the reference: the query rank that leaves Llama-3.2-1B as large as it was. */
 static void test_parity(void **state) {
   (void)state;
-  static const struct { const char *kv_rank; int q_rank; } rows[] = {{"512", 880}, {"256", 1200}, {"128", 1360}, {"64", 1440}, {"48", 1460}};
+  static const struct {
+    const char *kv_rank;
+    int q_rank;
+  } rows[] = {{"512", 880}, {"256", 1200}, {"128", 1360}, {"64", 1440}, {"48", 1460}};
   kf_config c;
   parse(describe(&llama32_1b), &c);
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

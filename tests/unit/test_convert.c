@@ -20,8 +20,8 @@ static char scratch[64];
 enum { MOST_SETTINGS = 8, TOKENS = 48 };
 
 /* "a=1", "b=2", NULL */
-static kf_status convert_with(const char *src, const char *dst, kf_convert_options o, const char *const *settings, kf_convert_result *r,
-                              kf_error *e) {
+static kf_status convert_with(const char *src, const char *dst, kf_convert_options o, const char *const *settings,
+                              kf_convert_result *r, kf_error *e) {
   kf_setting parsed[MOST_SETTINGS];
   char text[MOST_SETTINGS][256];
   for (int i = 0; settings && settings[i]; i++) {
@@ -190,7 +190,8 @@ static void test_forms_agree_and_budgets_hold(void **state) {
 /* Where the singular values go, and whether kv_b is repeated, changes nothing but the weights. */
 static void test_gauges_agree(void **state) {
   (void)state;
-  static const char *const gauges[] = {"singular_values=up", "singular_values=split", "singular_values=down", "kv_b=query", "variant=paper"};
+  static const char *const gauges[] = {"singular_values=up", "singular_values=split", "singular_values=down", "kv_b=query",
+                                       "variant=paper"};
   int v;
   convert(books, dst_path("gauge"), "x-ecomla", "96", (const char *const[]){"q_rank=100", NULL});
   float *want = logits_of(dst_path("gauge"), KF_FORM_EXPANDED, &v);
@@ -249,7 +250,8 @@ static void test_resume_gives_the_same_bytes(void **state) {
   int calls = 0;
   kf_error e = {0};
   kf_convert_result r;
-  kf_convert_options o = {.method = "mha2mla", .cache = "50%", .shard_bytes = 1 << 20, .hooks = {.progress = stop, .user = &calls}};
+  kf_convert_options o = {
+      .method = "mha2mla", .cache = "50%", .shard_bytes = 1 << 20, .hooks = {.progress = stop, .user = &calls}};
   const char *a = dst_path("whole"), *b = dst_path("resumed");
   char partial[300];
   snprintf(partial, sizeof partial, "%s.partial", b);
@@ -283,7 +285,8 @@ static void test_resume_gives_the_same_bytes(void **state) {
 
 static void write_text(const char *path) {
   kf_buffer text = {0};
-  for (int i = 0; i < 400; i++) kf_buffer_printf(&text, NULL, "The %d ships sailed out of the harbour before the storm came. ", i * 7919 % 1000);
+  for (int i = 0; i < 400; i++)
+    kf_buffer_printf(&text, NULL, "The %d ships sailed out of the harbour before the storm came. ", i * 7919 % 1000);
   assert_int_equal(kf_write_file(path, text.data, text.bytes, NULL), KF_OK);
   kf_buffer_free(&text);
 }
@@ -298,8 +301,14 @@ static void test_calibration(void **state) {
   snprintf(text, sizeof text, "%s", dst_path("text.txt"));
   write_text(text);
   const char *const files[] = {text};
-  kf_convert_options o = {.method = "mha2mla", .cache = "96", .dtype = "f32", .calibration = files, .calibration_count = 1,
-                          .calibration_tokens = 1500, .shard_bytes = 1 << 20, .compute = KF_COMPUTE_F32,
+  kf_convert_options o = {.method = "mha2mla",
+                          .cache = "96",
+                          .dtype = "f32",
+                          .calibration = files,
+                          .calibration_count = 1,
+                          .calibration_tokens = 1500,
+                          .shard_bytes = 1 << 20,
+                          .compute = KF_COMPUTE_F32,
                           .hooks = {.progress = stop, .user = &calls}};
   static const char *const policies[] = {"rope_policy=2-norm", "rope_policy=2-norm-global", "score=sum"};
   for (int i = 0; i < 3; i++) {
@@ -441,7 +450,7 @@ static void refused(kf_status status, const char *method, const char *cache, con
 
 static void test_refusals(void **state) {
   (void)state;
-#define SET(...) (const char *const[]) { __VA_ARGS__, NULL }
+#define SET(...) (const char *const[]){__VA_ARGS__, NULL}
   refused(KF_ERROR_USAGE, "mha2ml", "64", NULL, "did you mean 'mha2mla'");
   refused(KF_ERROR_USAGE, NULL, "64", NULL, "no conversion method");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_pair=2"), "did you mean 'rope_pairs'");

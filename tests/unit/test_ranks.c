@@ -23,7 +23,8 @@ static bool read_pair(const char *scores, const char *ranks, kf_ranks *s, kf_ran
     printf("SKIP: %s is not here\n", path);
     return false;
   }
-  if (kf_ranks_read(published(scores, path), s, &e) != KF_OK || kf_ranks_read(published(ranks, path), r, &e) != KF_OK) fail_msg("%s", e.message);
+  if (kf_ranks_read(published(scores, path), s, &e) != KF_OK || kf_ranks_read(published(ranks, path), r, &e) != KF_OK)
+    fail_msg("%s", e.message);
   assert_true(s->scored);
   assert_false(r->scored);
   return true;
@@ -36,7 +37,8 @@ static int equal_rows(const kf_ranks *s, const kf_ranks *r) {
   for (int row = 0; row < r->layers * r->heads; row++) {
     bool same = true;
     kf_ranks_order(s->score + (size_t)row * (size_t)s->half, s->half, order);
-    for (int place = 0; place < s->half; place++) same = same && r->score[(size_t)row * (size_t)r->half + (size_t)order[place]] == -place;
+    for (int place = 0; place < s->half; place++)
+      same = same && r->score[(size_t)row * (size_t)r->half + (size_t)order[place]] == -place;
     equal += same;
   }
   return equal;
@@ -72,7 +74,8 @@ static void test_query_heads_are_summed(void **state) {
   assert_int_equal(kf_ranks_read(published("qk_tensor_135M_dict", path), &q, NULL), KF_OK);
   assert_int_equal(kf_ranks_fit(&q, path, 30, 9, 3, 32, NULL), KF_OK);
   assert_int_equal(kf_ranks_read(published("qk_tensor_135M", path), &k, NULL), KF_OK);
-  for (int i = 0; i < 30 * 3 * 32; i++) assert_true((float)q.score[i] == (float)k.score[i] || fabs(q.score[i] - k.score[i]) <= 2e-7 * k.score[i]);
+  for (int i = 0; i < 30 * 3 * 32; i++)
+    assert_true((float)q.score[i] == (float)k.score[i] || fabs(q.score[i] - k.score[i]) <= 2e-7 * k.score[i]);
   kf_ranks_free(&q), kf_ranks_free(&k);
   /* ranks of query heads say nothing about a group */
   assert_int_equal(kf_ranks_read(published("smollm1_135M-2_norm_rank_q", path), &q, NULL), KF_OK);
@@ -85,10 +88,19 @@ static void test_query_heads_are_summed(void **state) {
 
 static void test_every_published_file_loads(void **state) {
   (void)state;
-  static const struct { const char *name; int layers, heads, half; } files[] = {
-      {"llama2_13B-2_norm_rank", 40, 40, 64},   {"llama2_7B-2_norm_rank", 32, 32, 64},   {"qwen1.5_0.5B-2_norm_rank", 24, 16, 32},
-      {"qwen2_0.5B-2_norm_rank", 24, 2, 32},    {"smollm1_1B7-2_norm_rank", 24, 32, 32}, {"smollm1_360M-2_norm_rank", 32, 5, 32},
-      {"qk_tensor_7B", 32, 32, 64},             {"qk_tensor_3B", 28, 8, 64},             {"135M_2norm_rank", 30, 3, 32},
+  static const struct {
+    const char *name;
+    int layers, heads, half;
+  } files[] = {
+      {"llama2_13B-2_norm_rank", 40, 40, 64},
+      {"llama2_7B-2_norm_rank", 32, 32, 64},
+      {"qwen1.5_0.5B-2_norm_rank", 24, 16, 32},
+      {"qwen2_0.5B-2_norm_rank", 24, 2, 32},
+      {"smollm1_1B7-2_norm_rank", 24, 32, 32},
+      {"smollm1_360M-2_norm_rank", 32, 5, 32},
+      {"qk_tensor_7B", 32, 32, 64},
+      {"qk_tensor_3B", 28, 8, 64},
+      {"135M_2norm_rank", 30, 3, 32},
   };
   char path[4096];
   if (!published(files[0].name, path)) {

@@ -50,7 +50,8 @@ static void test_defaults(void **state) {
   kf_recipe *r;
   kf_convert_options o;
   kf_error e = {0};
-  if (read_text("method: x-ecomla\ncache: 96\nset: {kv_energy: 0.9, layers: '0,2-3'}\ncalibration-tokens: 7\n", &r, &o, &e) != KF_OK)
+  if (read_text("method: x-ecomla\ncache: 96\nset: {kv_energy: 0.9, layers: '0,2-3'}\ncalibration-tokens: 7\n", &r, &o, &e) !=
+      KF_OK)
     fail_msg("%s", e.message);
   assert_string_equal(o.cache, "96");
   assert_null(o.dtype);
@@ -99,6 +100,7 @@ static int remove_path(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_field), cmocka_unit_test(test_defaults), cmocka_unit_test(test_refusals)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_field), cmocka_unit_test(test_defaults),
+                                     cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests(tests, make_path, remove_path);
 }

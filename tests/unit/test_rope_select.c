@@ -11,7 +11,8 @@
 
 #include "convert/ranks.h"
 
-static void check(kf_rope_policy policy, int heads, int half, int r, const double *scores, const int *pairs, const int32_t *index) {
+static void check(kf_rope_policy policy, int heads, int half, int r, const double *scores, const int *pairs,
+                  const int32_t *index) {
   int got_pairs[64];
   int32_t got[1024];
   assert_int_equal(kf_rope_select(policy, heads, half, r, scores, got_pairs, got, NULL), KF_OK);
