@@ -27,9 +27,11 @@ typedef struct work {
   float *maximum, *total;    /* [groups, rows] */
   char *keys, *values;       /* panels of one tile */
   float *factors;            /* [KV heads, KF_TILE] */
-  float *scores;             /* [KF_ROW_GROUP, KF_TILE] */
+  float *scores;             /* [KF_FEW_ROWS, KF_TILE] */
   char *probabilities;       /* the same, in the compute type */
   int64_t inner, wide, rows; /* d_k and d_v padded; rows of one group */
+  kf_ahead ahead;            /* rows of the next tile, where they are fetched while this one is worked on */
+  bool few;                  /* at most KF_FEW_ROWS rows of a group in this task */
 } work;
 
 static int64_t key_bytes(const kf_cpu *c, const work *w) {
@@ -56,8 +58,8 @@ static size_t work_layout(const kf_cpu *c, const kf_flash *f, int64_t groups, in
       {&w->keys, (size_t)(KF_TILE / KF_PANEL * key_bytes(c, w))},
       {&w->values, (size_t)(w->wide / KF_PANEL * value_bytes(c))},
       {&w->factors, (size_t)factors * KF_TILE * sizeof(float)},
-      {&w->scores, KF_ROW_GROUP * KF_TILE * sizeof(float)},
-      {&w->probabilities, KF_ROW_GROUP * KF_TILE * element},
+      {&w->scores, KF_FEW_ROWS * KF_TILE * sizeof(float)},
+      {&w->probabilities, KF_FEW_ROWS * KF_TILE * element},
   };
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
     char *here = base ? base + at : NULL;
@@ -130,24 +132,44 @@ static int tile_panels(const tile *t) {
   return (t->count + KF_PANEL - 1) / KF_PANEL;
 }
 
+static kf_slice values_of(const kf_flash *f, const tile *t, kf_dtype type, int group, int64_t first, int64_t n) {
+  return (kf_slice){t->rows, type, f->value_column + group * f->d_v + first, n};
+}
+
+/* With few query rows values are used where they stand. */
 static void pack_tile(const kf_cpu *c, const kf_flash *f, const tile *t, kf_dtype type, int group, work *w) {
   for (int p = 0; p < tile_panels(t); p++) {
     kf_slice s = {t->rows + p * KF_PANEL, type, group * f->d_k, f->d_k};
     c->tile->pack_keys(w->keys + p * key_bytes(c, w), &s);
   }
-  for (int64_t v = 0; v < f->d_v; v += KF_PANEL) {
-    kf_slice s = {t->rows, type, f->value_column + group * f->d_v + v, kf_least(KF_PANEL, f->d_v - v)};
+  for (int64_t v = 0; v < f->d_v && !w->few; v += KF_PANEL) {
+    kf_slice s = values_of(f, t, type, group, v, kf_least(KF_PANEL, f->d_v - v));
     c->tile->pack_values(w->values + v / KF_PANEL * value_bytes(c), &s, tile_panels(t) * KF_PANEL);
   }
 }
 
-/* Reads a tile's rows once in the order of memory, which the processor fetches ahead of; packing then goes by columns,
- * which it would not. */
-static void touch_rows(const kf_rows *rows, const tile *t) {
+static void touch_rows(const kf_rows *rows, const tile *k) {
   int64_t bytes = rows->columns * (int64_t)kf_element(rows->dtype);
-  for (int i = 0; i < t->count; i++) {
-    for (int64_t b = 0; b < bytes; b += 64) (void)((const volatile char *)t->rows[i])[b];
+  for (int i = 0; i < k->count; i++) {
+    for (int64_t b = 0; b < bytes; b += 64) (void)((const volatile char *)k->rows[i])[b];
   }
+}
+
+/* Brings rows towards the processor before packing reads them by columns, which its own prediction does not follow.
+ * Latent attention computes longer on a row than memory needs to deliver one: there the next rows are fetched a line at a
+ * time meanwhile. Elsewhere memory is what one waits for: reading the rows once in their order is the fastest. */
+static void bring_rows(const kf_flash *f, const task *t, const kf_rows *rows, const tile *k, work *w) {
+  size_t bytes = (size_t)rows->columns * kf_element(rows->dtype);
+  int64_t next = k->first + k->count;
+  w->ahead = (kf_ahead){0};
+  if (t->groups < f->groups) return;
+  if (f->latent && next < t->key_end) {
+    int64_t count = kf_least(kf_least(k->count, t->key_end - next), rows->page_tokens - next % rows->page_tokens);
+    const char *from = kf_row(rows, next);
+    w->ahead = (kf_ahead){from, from + (size_t)count * bytes};
+  }
+  if (f->latent && k->first > t->key) return;
+  touch_rows(rows, k);
 }
 
 static void load_factors(const kf_flash *f, const tile *t, kf_dtype from, work *w) {
@@ -165,34 +187,46 @@ static const float *factors_of(const kf_flash *f, const work *w, int head) {
   return w->factors + head / (f->latent->heads / f->latent->kv_heads) * KF_TILE;
 }
 
-/* Rows r .. r + n of a group (n <= KF_ROW_GROUP) against the packed tile. */
+/* Probabilities of n rows from r on, and what their earlier sums are multiplied by. */
+static void soften_rows(const kf_cpu *c, const kf_flash *f, const task *t, const tile *k, int count, int group, int64_t r, int n,
+                        work *w, float *alpha) {
+  int64_t past = f->sequences[t->sequence].past + t->token, base = (group - t->group) * w->rows + r;
+  size_t row = KF_TILE * kf_element(c->tile->type);
+  for (int i = 0; i < n; i++) {
+    int64_t position = past + (r + i) / f->heads;
+    int low = (int)kf_most(0, kf_least(count, first_visible(f, position) - k->first));
+    int high = (int)kf_most(0, kf_least(k->count, position + 1 - k->first));
+    char *p = w->probabilities + (size_t)i * row;
+    const float *factors = factors_of(f, w, group * f->heads + (int)((r + i) % f->heads));
+    alpha[i] = 1;
+    if (low < high)
+      alpha[i] = c->tile->softmax(w->scores + i * KF_TILE, count, low, high, factors, f->scale * 1.44269504f,
+                                  &w->maximum[base + i], &w->total[base + i], p);
+    else
+      memset(p, 0, row);
+  }
+}
+
+/* Rows r .. r + n of a group (n <= KF_FEW_ROWS) against the packed tile. */
 static void attend_rows(const kf_cpu *c, const kf_flash *f, const task *t, const tile *k, int group, int64_t r, int n, work *w) {
   int64_t past = f->sequences[t->sequence].past + t->token, base = (group - t->group) * w->rows + r;
   int64_t last = past + (r + n - 1) / f->heads;
   if (k->first > last || k->first + k->count <= first_visible(f, past + r / f->heads)) return;
   int count = (int)kf_round_up(kf_least(k->count, last + 1 - k->first), KF_PANEL);
-  size_t element = kf_element(c->tile->type);
-  const char *q = w->q + (size_t)(base * w->inner) * element;
+  const char *q = w->q + (size_t)(base * w->inner) * kf_element(c->tile->type);
   for (int p = 0; p < count / KF_PANEL; p++)
-    c->tile->multiply(w->scores + p * KF_PANEL, KF_TILE, q, w->inner, w->keys + p * key_bytes(c, w), f->d_k, n, KF_PANEL, NULL);
-  float alpha[KF_ROW_GROUP];
-  for (int i = 0; i < n; i++) {
-    int64_t position = past + (r + i) / f->heads;
-    int low = (int)kf_most(0, kf_least(count, first_visible(f, position) - k->first));
-    int high = (int)kf_most(0, kf_least(k->count, position + 1 - k->first));
-    char *p = w->probabilities + (size_t)(i * KF_TILE) * element;
-    alpha[i] = 1;
-    if (low >= high) {
-      memset(p, 0, (size_t)count * element);
-      continue;
-    }
-    alpha[i] = c->tile->softmax(w->scores + i * KF_TILE, count, low, high,
-                                factors_of(f, w, group * f->heads + (int)((r + i) % f->heads)), f->scale * 1.44269504f,
-                                &w->maximum[base + i], &w->total[base + i], p);
+    c->tile->multiply(w->scores + p * KF_PANEL, KF_TILE, q, w->inner, w->keys + p * key_bytes(c, w), f->d_k, n, KF_PANEL, NULL,
+                      &w->ahead);
+  float alpha[KF_FEW_ROWS], *sums = w->sums + base * w->wide;
+  soften_rows(c, f, t, k, count, group, r, n, w, alpha);
+  if (w->few) {
+    kf_slice s = values_of(f, k, f->sequences[t->sequence].rows.dtype, group, 0, f->d_v);
+    c->tile->weigh(sums, w->wide, w->probabilities, KF_TILE, &s, count, n, alpha, &w->ahead);
+    return;
   }
   for (int64_t v = 0; v < f->d_v; v += KF_PANEL)
-    c->tile->multiply(w->sums + base * w->wide + v, w->wide, w->probabilities, KF_TILE, w->values + v / KF_PANEL * value_bytes(c),
-                      count, n, (int)kf_least(KF_PANEL, f->d_v - v), alpha);
+    c->tile->multiply(sums + v, w->wide, w->probabilities, KF_TILE, w->values + v / KF_PANEL * value_bytes(c), count, n,
+                      (int)kf_least(KF_PANEL, f->d_v - v), alpha, NULL);
 }
 
 /* ------------------------------------------------------------------------------------------------ one task */
@@ -222,17 +256,18 @@ static void finish_task(const kf_flash *f, const task *t, const work *w) {
 
 static void run_task(const kf_cpu *c, const kf_flash *f, const task *t, work *w) {
   const kf_rows *rows = &f->sequences[t->sequence].rows;
+  int64_t all = t->tokens * f->heads;
+  w->few = all <= KF_FEW_ROWS;
+  int64_t step = w->few ? KF_PANEL : KF_TILE; /* few rows: all that is read in a step stays in the L1 cache */
+  int64_t together = w->few ? KF_FEW_ROWS : KF_ROW_GROUP;
   load_queries(c, f, t, w);
-  bool all_groups = t->groups == f->groups;
-  int64_t step = all_groups ? KF_PANEL : KF_TILE; /* few rows: the panels of all that is read stay in the L1 cache */
   for (int64_t key = t->key; key < t->key_end; key += step) {
     tile k = find_rows(rows, key, kf_least(t->key_end, key + step));
-    if (all_groups) touch_rows(rows, &k);
+    bring_rows(f, t, rows, &k, w);
     load_factors(f, &k, rows->dtype, w);
     for (int g = t->group; g < t->group + t->groups; g++) {
       pack_tile(c, f, &k, rows->dtype, g, w);
-      int64_t all = t->tokens * f->heads;
-      for (int64_t r = 0; r < all; r += KF_ROW_GROUP) attend_rows(c, f, t, &k, g, r, (int)kf_least(KF_ROW_GROUP, all - r), w);
+      for (int64_t r = 0; r < all; r += together) attend_rows(c, f, t, &k, g, r, (int)kf_least(together, all - r), w);
     }
   }
   finish_task(f, t, w);

@@ -52,7 +52,7 @@ static void multiply_rows(const kf_cpu *c, const job *j, int g, int64_t output, 
     int64_t head = (i + r) / j->heads * all + (int64_t)g * j->heads + (i + r) % j->heads;
     c->tile->convert(x + (size_t)(r * padded) * kf_element(c->tile->type), j->x + head * j->x_stride, inner, padded);
   }
-  c->tile->multiply(sums, KF_PANEL, x, padded, panel, inner, n, (int)outputs, NULL);
+  c->tile->multiply(sums, KF_PANEL, x, padded, panel, inner, n, (int)outputs, NULL, NULL);
   for (int64_t r = 0; r < n; r++) {
     int64_t head = (i + r) / j->heads * all + (int64_t)g * j->heads + (i + r) % j->heads;
     float *to = j->y + head * j->y_stride + output;

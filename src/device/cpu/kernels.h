@@ -12,6 +12,7 @@
 enum {
   KF_PANEL = 64,    /* outputs of a panel */
   KF_TILE = 128,    /* keys of one step of the flash loop: two panels */
+  KF_FEW_ROWS = 12, /* rows that weigh() takes */
   KF_ROW_GROUP = 6, /* rows that multiply() likes best */
 };
 
@@ -38,6 +39,21 @@ typedef struct kf_slice {
   int64_t column, n;
 } kf_slice;
 
+/* Memory that is read soon: products that have the time fetch one line of it a step and move `at` on. */
+typedef struct kf_ahead {
+  const char *at, *end;
+} kf_ahead;
+
+/* How many of n steps have a line to fetch, from *from on. */
+static inline int64_t kf_fetch_ahead(kf_ahead *ahead, int64_t n, const char **from) {
+  *from = ahead ? ahead->at : NULL;
+  if (!ahead || ahead->at >= ahead->end) return 0;
+  int64_t lines = (ahead->end - ahead->at + 63) / 64;
+  if (n > lines) n = lines;
+  ahead->at += 64 * n;
+  return n;
+}
+
 /* Products in one compute type. `element` is that type's; leading dimensions count elements. */
 typedef struct kf_tile_kernels {
   kf_dtype type;
@@ -49,9 +65,13 @@ typedef struct kf_tile_kernels {
   /* Panel whose outputs are the slice's columns (64 at most, the rest zero) and whose inner dimension is `count` rows. */
   void (*pack_values)(void *panel, const kf_slice *s, int count);
   /* c[r][0 .. columns) = alpha[r] * c[r] + sum over `inner` of a[r] x panel; alpha NULL: without the first term.
-   * Columns are rounded up to 16; c has room for 64. */
+   * Columns are rounded up to 16; c has room for 64. `ahead` may be NULL. */
   void (*multiply)(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows, int columns,
-                   const float *alpha);
+                   const float *alpha, kf_ahead *ahead);
+  /* The same with the slice's columns of `count` rows (even) as they stand in memory for a panel, without packing them
+   * first: for n <= KF_FEW_ROWS rows of a. c has room for a multiple of 64 columns. */
+  void (*weigh)(float *c, int64_t ldc, const void *a, int64_t lda, const kf_slice *s, int count, int n, const float *alpha,
+                kf_ahead *ahead);
   /* One row of the online softmax. s: scores of `count` keys (a multiple of 64), those outside [low, high) invisible, low < high;
    * factor (NULL: 1) multiplies the scores, `scale` (with log2 e in it) too. p = 2^(s - maximum) in the compute type.
    * Updates *maximum and *sum and returns what earlier sums must be multiplied by. */

@@ -98,8 +98,8 @@ static void pack_values(void *panel, const kf_slice *s, int count) {
 }
 
 static inline __attribute__((always_inline)) void tile(float *c, int64_t ldc, const uint16_t *a, int64_t lda,
-                                                       const uint32_t *panel, int64_t steps, const float *alpha, const int R,
-                                                       const int V) {
+                                                       const uint32_t *panel, int64_t steps, const float *alpha, kf_ahead *ahead,
+                                                       const int R, const int V) {
   vf sum[KF_ROW_GROUP][4];
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
@@ -109,7 +109,10 @@ static inline __attribute__((always_inline)) void tile(float *c, int64_t ldc, co
       if (alpha) sum[r][v] = vf_load(c + r * ldc + v * VL) * vf_set(alpha[r]);
     }
   }
+  const char *from;
+  int64_t fetch = kf_fetch_ahead(ahead, steps, &from);
   for (int64_t l = 0; l < steps; l++) {
+    if (l < fetch) __builtin_prefetch(from + 64 * l, 0, 2);
     __m512bh b[4];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_si512(panel + l * KF_PANEL + v * VL);
@@ -131,18 +134,18 @@ static inline __attribute__((always_inline)) void tile(float *c, int64_t ldc, co
 
 static inline __attribute__((always_inline)) void tile_columns(float *c, int64_t ldc, const uint16_t *a, int64_t lda,
                                                                const uint32_t *panel, int64_t steps, const float *alpha,
-                                                               const int R, int columns) {
+                                                               kf_ahead *ahead, const int R, int columns) {
   switch ((columns + 15) / 16) {
-  case 1: tile(c, ldc, a, lda, panel, steps, alpha, R, 1); break;
-  case 2: tile(c, ldc, a, lda, panel, steps, alpha, R, 2); break;
-  case 3: tile(c, ldc, a, lda, panel, steps, alpha, R, 3); break;
-  default: tile(c, ldc, a, lda, panel, steps, alpha, R, 4);
+  case 1: tile(c, ldc, a, lda, panel, steps, alpha, ahead, R, 1); break;
+  case 2: tile(c, ldc, a, lda, panel, steps, alpha, ahead, R, 2); break;
+  case 3: tile(c, ldc, a, lda, panel, steps, alpha, ahead, R, 3); break;
+  default: tile(c, ldc, a, lda, panel, steps, alpha, ahead, R, 4);
   }
 }
 
 /* Rows in groups as equal as can be: small groups leave the multipliers waiting. */
 static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows,
-                     int columns, const float *alpha) {
+                     int columns, const float *alpha, kf_ahead *ahead) {
   int64_t steps = (inner + 1) / 2, groups = (rows + KF_ROW_GROUP - 1) / KF_ROW_GROUP;
   for (int64_t g = 0, r = 0; g < groups; g++) {
     int64_t end = rows * (g + 1) / groups;
@@ -150,14 +153,75 @@ static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const vo
     const uint16_t *from = (const uint16_t *)a + r * lda;
     const float *factors = alpha ? alpha + r : NULL;
     switch (end - r) {
-    case 1: tile_columns(to, ldc, from, lda, panel, steps, factors, 1, columns); break;
-    case 2: tile_columns(to, ldc, from, lda, panel, steps, factors, 2, columns); break;
-    case 3: tile_columns(to, ldc, from, lda, panel, steps, factors, 3, columns); break;
-    case 4: tile_columns(to, ldc, from, lda, panel, steps, factors, 4, columns); break;
-    case 5: tile_columns(to, ldc, from, lda, panel, steps, factors, 5, columns); break;
-    default: tile_columns(to, ldc, from, lda, panel, steps, factors, 6, columns);
+    case 1: tile_columns(to, ldc, from, lda, panel, steps, factors, ahead, 1, columns); break;
+    case 2: tile_columns(to, ldc, from, lda, panel, steps, factors, ahead, 2, columns); break;
+    case 3: tile_columns(to, ldc, from, lda, panel, steps, factors, ahead, 3, columns); break;
+    case 4: tile_columns(to, ldc, from, lda, panel, steps, factors, ahead, 4, columns); break;
+    case 5: tile_columns(to, ldc, from, lda, panel, steps, factors, ahead, 5, columns); break;
+    default: tile_columns(to, ldc, from, lda, panel, steps, factors, ahead, 6, columns);
     }
     r = end;
+  }
+}
+
+/* R rows x 32 columns from l on. */
+static inline __attribute__((always_inline)) void weigh_columns(float *c, int64_t ldc, const uint16_t *a, int64_t lda,
+                                                                const kf_slice *s, int count, int64_t l, const float *alpha,
+                                                                kf_ahead *ahead, const int R, const bool whole) {
+  vf sum[KF_FEW_ROWS][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) {
+    sum[r][0] = vf_load(c + r * ldc + l) * vf_set(alpha[r]);
+    sum[r][1] = vf_load(c + r * ldc + l + VL) * vf_set(alpha[r]);
+  }
+  const char *from;
+  int64_t fetch = kf_fetch_ahead(ahead, count / 2, &from);
+  for (int i = 0; i < count; i += 2) {
+    if (i / 2 < fetch) __builtin_prefetch(from + 32 * i, 0, 2);
+    pairs low, high;
+    interleave(load_slice(s, i, l, whole), load_slice(s, i + 1, l, whole), &low, &high);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      int32_t pair;
+      memcpy(&pair, a + r * lda + i, sizeof pair);
+      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], x, (__m512bh)low);
+      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, (__m512bh)high);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) {
+    vf_store(c + r * ldc + l, sum[r][0]);
+    vf_store(c + r * ldc + l + VL, sum[r][1]);
+  }
+}
+
+static inline __attribute__((always_inline)) void weigh_rows(float *c, int64_t ldc, const uint16_t *a, int64_t lda,
+                                                             const kf_slice *s, int count, const float *alpha, kf_ahead *ahead,
+                                                             const int R) {
+  for (int64_t l = 0; l < s->n; l += 32) {
+    if (is_whole(s, l))
+      weigh_columns(c, ldc, a, lda, s, count, l, alpha, ahead, R, true);
+    else
+      weigh_columns(c, ldc, a, lda, s, count, l, alpha, ahead, R, false);
+  }
+}
+
+static void weigh(float *c, int64_t ldc, const void *a, int64_t lda, const kf_slice *s, int count, int n, const float *alpha,
+                  kf_ahead *ahead) {
+  switch (n) {
+  case 1: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 1); break;
+  case 2: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 2); break;
+  case 3: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 3); break;
+  case 4: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 4); break;
+  case 5: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 5); break;
+  case 6: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 6); break;
+  case 7: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 7); break;
+  case 8: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 8); break;
+  case 9: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 9); break;
+  case 10: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 10); break;
+  case 11: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 11); break;
+  default: weigh_rows(c, ldc, a, lda, s, count, alpha, ahead, 12);
   }
 }
 
@@ -175,7 +239,7 @@ static float softmax(float *s, int count, int low, int high, const float *factor
   return alpha;
 }
 
-const kf_tile_kernels kf_tile_avx512bf16 = {KF_BF16, 2, convert, pack_keys, pack_values, multiply, softmax};
+const kf_tile_kernels kf_tile_avx512bf16 = {KF_BF16, 2, convert, pack_keys, pack_values, multiply, weigh, softmax};
 #else
 typedef int kf_not_x86;
 #endif

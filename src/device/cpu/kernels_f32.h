@@ -199,9 +199,12 @@ static void pack_values(void *panel, const kf_slice *s, int count) {
   }
 }
 
+enum { WEIGH_ROWS = 4 };
+
 /* R rows x (V vectors) of c. */
 static inline __attribute__((always_inline)) void tile(float *c, int64_t ldc, const float *a, int64_t lda, const float *panel,
-                                                       int64_t inner, const float *alpha, const int R, const int V) {
+                                                       int64_t inner, const float *alpha, kf_ahead *ahead, const int R,
+                                                       const int V) {
   vf sum[TILE_ROWS][TILE_VECTORS];
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
@@ -211,7 +214,10 @@ static inline __attribute__((always_inline)) void tile(float *c, int64_t ldc, co
       if (alpha) sum[r][v] = vf_load(c + r * ldc + v * VL) * vf_set(alpha[r]);
     }
   }
+  const char *from;
+  int64_t fetch = kf_fetch_ahead(ahead, inner, &from);
   for (int64_t l = 0; l < inner; l++) {
+    if (l < fetch) __builtin_prefetch(from + 64 * l, 0, 2);
     vf b[TILE_VECTORS];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) b[v] = vf_load(panel + l * KF_PANEL + v * VL);
@@ -230,28 +236,64 @@ static inline __attribute__((always_inline)) void tile(float *c, int64_t ldc, co
 }
 
 static void tile_rows(float *c, int64_t ldc, const float *a, int64_t lda, const float *panel, int64_t inner, const float *alpha,
-                      int64_t rows) {
+                      kf_ahead *ahead, int64_t rows) {
   switch (rows) {
-  case 1: tile(c, ldc, a, lda, panel, inner, alpha, 1, TILE_VECTORS); break;
-  case 2: tile(c, ldc, a, lda, panel, inner, alpha, 2, TILE_VECTORS); break;
-  case 3: tile(c, ldc, a, lda, panel, inner, alpha, 3, TILE_VECTORS); break;
-  case 4: tile(c, ldc, a, lda, panel, inner, alpha, 4, TILE_VECTORS); break;
+  case 1: tile(c, ldc, a, lda, panel, inner, alpha, ahead, 1, TILE_VECTORS); break;
+  case 2: tile(c, ldc, a, lda, panel, inner, alpha, ahead, 2, TILE_VECTORS); break;
+  case 3: tile(c, ldc, a, lda, panel, inner, alpha, ahead, 3, TILE_VECTORS); break;
+  case 4: tile(c, ldc, a, lda, panel, inner, alpha, ahead, 4, TILE_VECTORS); break;
 #if defined(__AVX2__)
-  case 5: tile(c, ldc, a, lda, panel, inner, alpha, 5, TILE_VECTORS); break;
-  default: tile(c, ldc, a, lda, panel, inner, alpha, 6, TILE_VECTORS);
+  case 5: tile(c, ldc, a, lda, panel, inner, alpha, ahead, 5, TILE_VECTORS); break;
+  default: tile(c, ldc, a, lda, panel, inner, alpha, ahead, 6, TILE_VECTORS);
 #endif
   }
 }
 
 static void multiply(float *c, int64_t ldc, const void *a, int64_t lda, const void *panel, int64_t inner, int64_t rows,
-                     int columns, const float *alpha) {
+                     int columns, const float *alpha, kf_ahead *ahead) {
   int64_t groups = (rows + TILE_ROWS - 1) / TILE_ROWS;
   for (int64_t g = 0, r = 0; g < groups; g++) {
     int64_t end = rows * (g + 1) / groups;
     for (int v = 0; v < columns; v += TILE_VECTORS * VL)
       tile_rows(c + r * ldc + v, ldc, (const float *)a + r * lda, lda, (const float *)panel + v, inner, alpha ? alpha + r : NULL,
-                end - r);
+                ahead, end - r);
     r = end;
+  }
+}
+
+/* R rows x one vector of columns from l on. */
+static inline __attribute__((always_inline)) void weigh_columns(float *c, int64_t ldc, const float *a, int64_t lda,
+                                                                const kf_slice *s, int count, int64_t l, const float *alpha,
+                                                                kf_ahead *ahead, const int R) {
+  vf sum[WEIGH_ROWS];
+  int width = s->n - l < VL ? (int)(s->n - l) : VL;
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) sum[r] = vf_load(c + r * ldc + l) * vf_set(alpha[r]);
+  const char *from;
+  int64_t fetch = kf_fetch_ahead(ahead, count, &from);
+  for (int i = 0; i < count; i++) {
+    if (i < fetch) __builtin_prefetch(from + 64 * i, 0, 2);
+    vf x = load_slice(s, i, l, width);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) sum[r] = vf_fma(vf_set(a[r * lda + i]), x, sum[r]);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) vf_store(c + r * ldc + l, sum[r]);
+}
+
+static void weigh(float *c, int64_t ldc, const void *a, int64_t lda, const kf_slice *s, int count, int n, const float *alpha,
+                  kf_ahead *ahead) {
+  for (int r = 0; r < n; r += WEIGH_ROWS) {
+    float *to = c + r * ldc;
+    const float *p = (const float *)a + r * lda;
+    for (int64_t l = 0; l < s->n; l += VL) {
+      switch (n - r) {
+      case 1: weigh_columns(to, ldc, p, lda, s, count, l, alpha + r, ahead, 1); break;
+      case 2: weigh_columns(to, ldc, p, lda, s, count, l, alpha + r, ahead, 2); break;
+      case 3: weigh_columns(to, ldc, p, lda, s, count, l, alpha + r, ahead, 3); break;
+      default: weigh_columns(to, ldc, p, lda, s, count, l, alpha + r, ahead, WEIGH_ROWS);
+      }
+    }
   }
 }
 
@@ -273,4 +315,4 @@ static float softmax(float *s, int count, int low, int high, const float *factor
 #define KF_VECTOR_KERNELS                                                                                                        \
   { sum_squares, scale, rotate, swiglu, to_bf16, from_bf16, most, sum_exp, divergence, dot_rows }
 #define KF_TILE_KERNELS                                                                                                          \
-  { KF_F32, 1, convert, pack_keys, pack_values, multiply, softmax }
+  { KF_F32, 1, convert, pack_keys, pack_values, multiply, weigh, softmax }

@@ -106,7 +106,7 @@ static const void *convert_input(kf_cpu *c, const float *x, int64_t m, int64_t k
 static void panel_rows(const kf_cpu *c, float *y, const void *x, const kf_weight *w, int64_t panel, int64_t m, bool add) {
   float sum[OWN_ROWS * KF_PANEL];
   int64_t first = panel * KF_PANEL, columns = kf_least(KF_PANEL, w->n - first);
-  c->tile->multiply(sum, KF_PANEL, x, w->inner, panel_at(w, panel), w->inner, m, (int)columns, NULL);
+  c->tile->multiply(sum, KF_PANEL, x, w->inner, panel_at(w, panel), w->inner, m, (int)columns, NULL, NULL);
   for (int64_t i = 0; i < m; i++) {
     float *to = y + i * w->n + first;
     for (int64_t j = 0; j < columns; j++) to[j] = (add ? to[j] : 0) + sum[i * KF_PANEL + j] + (w->bias ? w->bias[first + j] : 0);
