@@ -258,8 +258,7 @@ static kf_status read_converted(const char *file, const json_t *o, int layer, kf
   int64_t sum = 0;
   for (int g = 0; g < n.rope_heads; g++) {
     const json_t *p = json_array_get(pairs, (size_t)g);
-    if (!json_is_integer(p) || json_integer_value(p) < 0 || 2 * json_integer_value(p) > n.d_qk ||
-        json_integer_value(p) > n.rope.dim / 2)
+    if (!json_is_integer(p) || json_integer_value(p) < 0 || 2 * json_integer_value(p) > n.d_qk)
       return kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers[%d].rope_pairs[%d] is not between 0 and %d", file, layer, g,
                      n.d_qk / 2);
     sum += count[g] = (int)json_integer_value(p);

@@ -1,0 +1,129 @@
+/* fold on the example model: nothing is lost when nothing is left out, the choice is made on held-out text, and at half the
+ * cache it stays nearer to the source than the papers' methods do. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/file.h"
+#include "kvfold/kvfold.h"
+
+static const char books[] = KVFOLD_SOURCE_DIR "/examples/books-7m";
+static char scratch[] = "/tmp/kvfold-fold-XXXXXX";
+static char calibration[64], judged[64]; /* the first and the last part of the held-out text */
+
+static int make_texts(void **state) {
+  (void)state;
+  kf_text text = {0};
+  kf_error e = {0};
+  char path[256];
+  if (!mkdtemp(scratch)) return 1;
+  snprintf(path, sizeof path, "%s/held-out.txt", books);
+  snprintf(calibration, sizeof calibration, "%s/calibration.txt", scratch);
+  snprintf(judged, sizeof judged, "%s/judged.txt", scratch);
+  if (kf_read_file(path, 1 << 24, &text, &e) != KF_OK) return 1;
+  size_t cut = text.bytes * 3 / 4;
+  while (cut < text.bytes && text.data[cut] != '\n') cut++;
+  if (kf_write_file(calibration, text.data, cut, &e) != KF_OK) return 1;
+  if (kf_write_file(judged, text.data + cut, text.bytes - cut, &e) != KF_OK) return 1;
+  kf_text_free(&text);
+  return 0;
+}
+
+static int remove_texts(void **state) {
+  (void)state;
+  return kf_remove_tree(scratch, NULL) != KF_OK;
+}
+
+static kf_status convert(const char *name, kf_convert_options o, char dst[256], kf_error *e) {
+  const char *files[] = {calibration};
+  snprintf(dst, 256, "%s/%s", scratch, name);
+  o.dtype = "f32";
+  if (!o.method) o.method = "fold";
+  if (strcmp(o.method, "fold") == 0) {
+    o.calibration = files;
+    o.calibration_count = 1;
+  }
+  return kf_convert(books, dst, &o, NULL, e);
+}
+
+/* KL(source || converted) on the judged text, in f32. */
+static double divergence(const char *converted) {
+  kf_model_options f32 = {.compute = KF_COMPUTE_F32};
+  kf_eval_options o = {.window = 256, .max_windows = 8, .bos = KF_BOS_NO};
+  kf_eval_result r;
+  kf_error e = {0};
+  kf_model *source, *m;
+  kf_tokenizer *t;
+  kf_text text;
+  if (kf_model_open(books, &f32, &source, &e) || kf_model_open(converted, &f32, &m, &e) || kf_tokenizer_open(books, &t, &e) ||
+      kf_text_read(judged, &text, &e) || kf_eval(m, source, t, text.data, text.bytes, &o, &r, &e))
+    fail_msg("%s", e.message);
+  kf_text_free(&text);
+  kf_tokenizer_close(t);
+  kf_model_close(m);
+  kf_model_close(source);
+  return r.kl;
+}
+
+/* Every channel of every KV head rotated, and as many latents as the hidden state has numbers: the source itself. */
+static void test_complete(void **state) {
+  (void)state;
+  char dst[256];
+  kf_error e = {0};
+  const kf_setting all[] = {{"rope_pairs", "64"}, {"selection", "greedy"}, {"refit", "none"}};
+  if (convert("complete", (kf_convert_options){.cache = "384", .settings = all, .setting_count = 3, .calibration_tokens = 4096}, dst, &e) != KF_OK)
+    fail_msg("%s", e.message);
+  double kl = divergence(dst);
+  if (!(kl < 1e-6)) fail_msg("a complete fold diverges by %g", kl);
+}
+
+static void test_against_the_papers(void **state) {
+  (void)state;
+  char dst[256];
+  kf_error e = {0};
+  static const char *const methods[] = {"fold", "mha2mla", "x-ecomla"};
+  double kl[3];
+  for (int i = 0; i < 3; i++) {
+    if (convert(methods[i], (kf_convert_options){.method = methods[i], .cache = "50%", .calibration_tokens = 6144}, dst, &e) != KF_OK) fail_msg("%s", e.message);
+    kl[i] = divergence(dst);
+  }
+  if (!(4 * kl[0] < kl[1] && 4 * kl[0] < kl[2])) fail_msg("KL: fold %g, mha2mla %g, x-ecomla %g", kl[0], kl[1], kl[2]);
+}
+
+static void test_refit_helps(void **state) {
+  (void)state;
+  char dst[256];
+  kf_error e = {0};
+  double kl[2];
+  for (int i = 0; i < 2; i++) {
+    const kf_setting settings[] = {{"rope_pairs", "6"}, {"selection", "fold"}, {"refit", i ? "output" : "none"}};
+    kf_convert_options o = {.cache = "25%", .settings = settings, .setting_count = 3, .calibration_tokens = 6144};
+    if (convert(i ? "refitted" : "plain", o, dst, &e) != KF_OK) fail_msg("%s", e.message);
+    kl[i] = divergence(dst);
+  }
+  if (!(kl[1] < kl[0])) fail_msg("KL with the refit %g, without %g", kl[1], kl[0]);
+}
+
+static void test_refusals(void **state) {
+  (void)state;
+  char dst[256];
+  kf_error e = {0};
+  assert_int_equal(convert("short", (kf_convert_options){.cache = "50%", .calibration_tokens = 600}, dst, &e), KF_ERROR_INPUT);
+  assert_non_null(strstr(e.message, "too few"));
+  assert_false(kf_exists(dst));
+  assert_int_equal(kf_convert(books, dst, &(kf_convert_options){.method = "fold", .cache = "50%"}, NULL, &e), KF_ERROR_USAGE);
+  assert_non_null(strstr(e.message, "--calibration"));
+  assert_int_equal(convert("tiny", (kf_convert_options){.cache = "2"}, dst, &e), KF_ERROR_INPUT);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_complete), cmocka_unit_test(test_against_the_papers),
+                                     cmocka_unit_test(test_refit_helps), cmocka_unit_test(test_refusals)};
+  return cmocka_run_group_tests_name("fold", tests, make_texts, remove_texts);
+}
