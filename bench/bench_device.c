@@ -1,6 +1,6 @@
 /* Speed of the device's operations, each beside what bounds it: oneDNN's own product for linear with many rows, the
  * machine's read bandwidth for everything that streams weights or caches, the product's rate for attention over a prompt.
- *   bench_device [f32|auto] [threads] [linear|attention|rest]
+ *   bench_device [f32|auto] [threads] [linear|attention|rest|reference]
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 
 #include "base/random.h"
 #include "device/cpu/cpu.h"
+#include "device/reference.h"
 
 static kf_device *device;
 
@@ -265,6 +266,91 @@ static void rows_of(const char *name, work *f, int64_t m, double bytes_per_row) 
   free(b.a), free(b.b), free(b.w);
 }
 
+/* ------------------------------------------------------------------------------------------------ references */
+
+/* One small case of each kind, fast and plain. */
+typedef struct sample {
+  product p;
+  float *w;
+  context c;
+  buffers b;
+} sample;
+
+static void plain_linear(void *what) {
+  sample *s = what;
+  kf_reference_linear(s->p.y, s->p.x, s->w, NULL, s->p.m, HIDDEN, HIDDEN, false);
+}
+static void fast_linear(void *what) {
+  ours(&((sample *)what)->p);
+}
+static void plain_attention(void *what) {
+  sample *s = what;
+  kf_reference_attention(&s->c.shape, &s->c.a, 1, NULL);
+}
+static void fast_attention(void *what) {
+  sample *s = what;
+  device->attention(device, &s->c.shape, &s->c.a, 1);
+}
+static void plain_latent(void *what) {
+  sample *s = what;
+  kf_reference_latent_attention(&s->c.latent, &s->c.l, 1, NULL);
+}
+static void fast_latent(void *what) {
+  sample *s = what;
+  device->latent_attention(device, &s->c.latent, &s->c.l, 1);
+}
+static void plain_norm(void *what) {
+  buffers *b = &((sample *)what)->b;
+  kf_reference_rmsnorm(b->b, b->a, b->w, b->m, HIDDEN, 1e-5f);
+}
+static void fast_norm(void *what) {
+  norm(&((sample *)what)->b);
+}
+static void plain_gate(void *what) {
+  buffers *b = &((sample *)what)->b;
+  kf_reference_swiglu(b->b, b->a, b->m, INNER);
+}
+static void fast_gate(void *what) {
+  gate(&((sample *)what)->b);
+}
+static void plain_loss(void *what) {
+  buffers *b = &((sample *)what)->b;
+  kf_reference_cross_entropy(b->a, b->ids, b->m, VOCABULARY, b->nll, b->best);
+}
+static void fast_loss(void *what) {
+  loss(&((sample *)what)->b);
+}
+
+static void all_references(void) {
+  static const struct {
+    const char *name;
+    work *fast, *plain;
+  } pairs[] = {{"linear", fast_linear, plain_linear},
+               {"attention", fast_attention, plain_attention},
+               {"latent_attention", fast_latent, plain_latent},
+               {"rmsnorm", fast_norm, plain_norm},
+               {"swiglu", fast_gate, plain_gate},
+               {"cross_entropy", fast_loss, plain_loss}};
+  enum { TOKENS = 32, PAST = 224, HEADS = 9, WIDTH = 64, RANK = 160 };
+  int offset = RANK, width = 32;
+  kf_weight *packed = make_weight(HIDDEN, HIDDEN);
+  kf_rows rows = make_rows(TOKENS + PAST, 6 * WIDTH);
+  float *x = numbers(TOKENS * HEADS * RANK), *y = numbers(TOKENS * 2 * INNER);
+  sample s = {.p = {x, y, NULL, &packed, 1, TOKENS}, .w = numbers(HIDDEN * HIDDEN)};
+  s.c.shape = (kf_attention_shape){HEADS, 3, WIDTH, WIDTH, 0.125f, 0};
+  s.c.a = (kf_attention){x, y, rows, TOKENS, PAST};
+  s.c.latent = (kf_latent_shape){HEADS, 1, RANK, width, &offset, &width, -1, 0.1f, 0};
+  s.c.l = (kf_latent_attention){x, x, y, rows, TOKENS, PAST};
+  s.b = (buffers){.a = numbers((int64_t)TOKENS * VOCABULARY), .b = y, .w = numbers(HIDDEN), .m = TOKENS};
+  for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+    double fast = best_of(pairs[i].fast, &s, 4), plain = best_of(pairs[i].plain, &s, 2);
+    printf("%-17s %10.1f us, reference %12.1f us: %.0f times\n", pairs[i].name, 1e6 * fast, 1e6 * plain, plain / fast);
+  }
+  device->weight_free(device, packed);
+  free_rows(&rows, TOKENS + PAST);
+  free(x), free(y), free(s.w), free(s.b.a), free(s.b.w);
+}
+
 static void all_linear(double bandwidth) {
   static const int64_t shapes[][2] = {{960, 576}, {576, 576}, {3072, 576}, {576, 1536}};
   static const int64_t many[] = {17, 32, 64, 128, 512, 2048}, few[] = {1, 2, 4, 8, 12, 16};
@@ -313,6 +399,7 @@ int main(int argc, char **argv) {
   if (!*part || strcmp(part, "linear") == 0) all_linear(bandwidth);
   if (!*part || strcmp(part, "attention") == 0) all_attention(bandwidth);
   if (!*part || strcmp(part, "rest") == 0) all_rest();
+  if (!*part || strcmp(part, "reference") == 0) all_references();
   if (kf_device_check(device, &e) != KF_OK) stop(e.message);
   kf_device_close(device);
   return 0;

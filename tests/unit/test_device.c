@@ -1,5 +1,5 @@
 /* Every fast operation against its plain reference, on random shapes, for each instruction set that this machine has.
- * With --speed: what each costs beside its reference. */
+ * bench/bench_device.c times them. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -251,6 +251,20 @@ static void attention(void **state) {
   }
 }
 
+/* A step in which no sequence has a token. */
+static void nothing_to_do(void **state) {
+  (void)state;
+  kf_attention_shape shape = {.heads = 2, .kv_heads = 1, .d_qk = 8, .d_v = 8, .scale = 1};
+  float out = 7, q = 1;
+  void *page = &q;
+  kf_attention a = {.q = &q, .out = &out, .rows = {&page, 64, 16, KF_F32}, .m = 0, .past = 5};
+  device->attention(device, &shape, &a, 1);
+  device->attention(device, &shape, &a, 0);
+  device->rmsnorm(device, &out, &q, &q, 0, 1, 1e-5f);
+  check_device();
+  assert_true(out == 7);
+}
+
 static void latent_attention(void **state) {
   (void)state;
   static const int64_t rows[] = {1, 1, 2, 5, 33, 100};
@@ -422,6 +436,7 @@ static int run_all(kf_isa isa, kf_compute compute, int threads) {
       cmocka_unit_test(store_fetch),
       cmocka_unit_test(attention),
       cmocka_unit_test(latent_attention),
+      cmocka_unit_test(nothing_to_do),
       cmocka_unit_test(norms),
       cmocka_unit_test(rope),
       cmocka_unit_test(swiglu),

@@ -303,6 +303,7 @@ static plan make_plan(const kf_cpu *c, const kf_flash *f) {
   int64_t longest = 0;
   for (int i = 0; i < f->count; i++) longest = kf_most(longest, f->sequences[i].m);
   plan p = {.block = kf_most(1, BLOCK_ROWS / f->heads), .together = 1};
+  if (longest == 0) return p;
   if (longest * f->heads * f->groups <= TOGETHER_ROWS) p.together = f->groups;
   p.block = kf_least(p.block, longest);
   for (int i = 0; i < f->count; i++) p.blocks += (f->sequences[i].m + p.block - 1) / p.block * (f->groups / p.together);
