@@ -133,7 +133,7 @@ static kf_status resume(kf_output *o, const kf_hooks *hooks, kf_error *e) {
     o->resumed = (int)json_array_size(o->records);
     if (o->resumed) kf_note(hooks, "going on with %s: %zu shards are done", o->partial, json_array_size(o->shards));
   } else if (kf_is_file(path)) {
-    kf_note(hooks, "%s is of another conversion and is written anew", o->partial);
+    kf_note(hooks, "%s is of another conversion, or incomplete, and is written anew", o->partial);
   }
   json_decref(progress);
   KF_TRY(sweep(o, e));
@@ -265,16 +265,19 @@ static kf_status write_index(const kf_output *o, kf_error *e) {
 }
 
 kf_status kf_output_seal(kf_output *o, kf_error *e) {
-  char from[64], to[64], a[KF_PATH], b[KF_PATH];
+  char to[64], a[KF_PATH], b[KF_PATH];
+  size_t i;
+  json_t *shard;
   KF_TRY(close_shard(o, e));
   size_t count = json_array_size(o->shards);
-  for (size_t i = 0; i < count; i++) {
-    shard_name(from, i + 1, 0);
+  json_array_foreach(o->shards, i, shard) {
     shard_name(to, i + 1, count);
-    KF_TRY(kf_join(a, o->partial, from, e));
+    KF_TRY(kf_join(a, o->partial, json_string_value(json_object_get(shard, "file")), e));
     KF_TRY(kf_join(b, o->partial, to, e));
     if (rename(a, b) != 0) return kf_fail_errno(e, "cannot rename %s", a);
+    json_object_set_new(shard, "file", json_string(to));
   }
+  KF_TRY(write_progress(o, e));
   return count > 1 ? write_index(o, e) : KF_OK;
 }
 
