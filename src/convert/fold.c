@@ -10,7 +10,7 @@
 #include "linalg/linalg.h"
 
 enum { CANDIDATES = 12 };
-static const double RIDGE = 1e-3; /* of the output projection's refit, relative to the mean of the diagonal */
+static const double ridges[] = {1e-3, 1e-2, 1e-1, 1}; /* of the output projection's refit, of the mean of the diagonal */
 
 typedef struct candidate {
   bool greedy;
@@ -29,8 +29,8 @@ struct kf_fold {
   int threads;
   int64_t elements; /* numbers a token and layer */
   bool refit;
-  kf_stream fit, tune; /* the source's hidden states */
-  float *fit_start;    /* embeddings of the calibration windows */
+  kf_stream all, fit, tune; /* the source's hidden states: all windows, the first of which are fitted on, the last chosen by */
+  float *start;             /* embeddings of all windows */
   candidate candidate[CANDIDATES];
   int candidates, best;
   FILE *store; /* statistics, layer by layer */
@@ -292,7 +292,7 @@ typedef struct target {
   int64_t hidden;
 } target; /* [window, hidden] the residual before the attention joins, then its outputs */
 
-static void keep_teacher(void *user, int layer, int64_t m, const float *x, const float *out) {
+static void keep_window(void *user, int layer, int64_t m, const float *x, const float *out) {
   (void)layer;
   target *t = user;
   memcpy(t[0].x, x, (size_t)(m * t[0].hidden) * sizeof *x);
@@ -316,39 +316,69 @@ static void add_normal(normal *n, int64_t m, const float *o, const target *teach
   for (int64_t i = 0; i < n->wide * n->d; i++) n->cross[i] += cross[i];
 }
 
+/* Squared error that a change D^T [d, wide] of the projection adds to that of n's windows: tr D^T (G D - 2 C). */
+static double added_error(const normal *n, const double *change, double *through) {
+  double sum = 0;
+  kf_gemm(false, false, n->wide, n->d, n->wide, 1, n->gram, change, 0, through);
+  for (int64_t i = 0; i < n->wide * n->d; i++) sum += change[i] * (through[i] - 2 * n->cross[i]);
+  return sum;
+}
+
+/* The change that the windows fitted on ask for, at the ridge that serves the held-out windows best; zero when none does. */
+static kf_status solve_refit(const normal *fit, const normal *held, double *best, kf_arena *arena, kf_error *e) {
+  int64_t wide = fit->wide, d = fit->d;
+  double *gram = kf_arena_alloc(arena, (size_t)(wide * wide), sizeof *gram, e),
+         *change = kf_arena_alloc(arena, (size_t)(wide * d), sizeof *change, e);
+  double *through = kf_arena_alloc(arena, (size_t)(wide * d), sizeof *through, e), trace = 0, least = 0;
+  if (!gram || !change || !through) return KF_ERROR_MEMORY;
+  for (int64_t i = 0; i < wide; i++) trace += fit->gram[i * wide + i];
+  for (size_t r = 0; r < sizeof ridges / sizeof *ridges; r++) {
+    memcpy(gram, fit->gram, (size_t)(wide * wide) * sizeof *gram);
+    memcpy(change, fit->cross, (size_t)(wide * d) * sizeof *change);
+    for (int64_t i = 0; i < wide; i++) gram[i * wide + i] += ridges[r] * trace / (double)wide;
+    KF_TRY(kf_solve_positive(gram, wide, d, change, e));
+    double error = added_error(held, change, through);
+    if (!(error < least)) continue;
+    least = error;
+    memcpy(best, change, (size_t)(wide * d) * sizeof *best);
+  }
+  return KF_OK;
+}
+
 /* W_o' = W_o + (Y - Phi W_o^T)^T Phi (Phi^T Phi + ridge)^-1: the student's attention makes up for the drift of its stream too. */
 static kf_status refit_output(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, const kf_layer *layer,
                               kf_mapped *out, kf_error *e) {
-  int64_t d = f->config->hidden, wide = (int64_t)source->a->heads * source->a->d_v, m = f->fit.window;
-  normal n = {.wide = wide, .d = d};
+  int64_t d = f->config->hidden, wide = (int64_t)source->a->heads * source->a->d_v, m = f->all.window;
+  normal n[2] = {{.wide = wide, .d = d}, {.wide = wide, .d = d}}; /* fitted on, held out */
   kf_arena arena = {0};
-  float *memory = kf_arena_alloc(&arena, (size_t)(m * (4 * d + 2 * wide) + wide * (wide + d)), sizeof *memory, e);
-  n.gram = kf_arena_alloc(&arena, (size_t)(wide * wide), sizeof *n.gram, e);
-  n.cross = kf_arena_alloc(&arena, (size_t)(wide * d), sizeof *n.cross, e);
-  float *keep = kf_arena_alloc(&arena, (size_t)(m * d), sizeof *keep, e);
-  kf_status s = memory && n.gram && n.cross && keep ? KF_OK : KF_ERROR_MEMORY;
+  kf_status s = KF_OK;
+  float *memory = kf_arena_alloc(&arena, (size_t)(m * (5 * d + 2 * wide) + wide * (wide + d)), sizeof *memory, e);
+  double *change = kf_arena_alloc(&arena, (size_t)(wide * d), sizeof *change, e);
+  for (int i = 0; i < 2; i++) {
+    n[i].gram = kf_arena_alloc(&arena, (size_t)(wide * wide), sizeof(double), e);
+    n[i].cross = kf_arena_alloc(&arena, (size_t)(wide * d), sizeof(double), e);
+    if (!n[i].gram || !n[i].cross || !memory || !change) s = KF_ERROR_MEMORY;
+  }
   if (s != KF_OK) goto done;
   target theirs[2] = {{memory, d}, {memory + m * d, wide}},
          ours[2] = {{memory + m * (d + wide), d}, {memory + m * (2 * d + wide), wide}};
-  float *rows = memory + 2 * m * (d + wide), *own = rows + m * d, *gram = own + m * d, *cross = gram + wide * wide;
-  for (int w = 0; w < f->fit.windows; w++) {
-    kf_stream one = f->fit, mine = f->student.stream;
+  float *rows = memory + 2 * m * (d + wide), *own = rows + m * d, *keep = own + m * d, *gram = keep + m * d,
+        *cross = gram + wide * wide;
+  for (int w = 0; w < f->all.windows; w++) {
+    kf_stream one = f->all, mine = f->student.stream;
     one.windows = mine.windows = 1;
-    one.x = f->fit.x + w * m * d;
+    one.x = f->all.x + w * m * d;
     mine.x = keep;
     memcpy(keep, f->student.stream.x + w * m * d, (size_t)(m * d) * sizeof *keep);
-    KF_GO(kf_stream_forward(f->device, f->run, teacher, index, &one, &(kf_watch){.attended = keep_teacher, .user = theirs}, e));
-    KF_GO(kf_stream_forward(f->device, f->run, layer, index, &mine, &(kf_watch){.attended = keep_teacher, .user = ours}, e));
-    add_normal(&n, m, source->o, theirs, ours, rows, own, gram, cross);
+    KF_GO(kf_stream_forward(f->device, f->run, teacher, index, &one, &(kf_watch){.attended = keep_window, .user = theirs}, e));
+    KF_GO(kf_stream_forward(f->device, f->run, layer, index, &mine, &(kf_watch){.attended = keep_window, .user = ours}, e));
+    add_normal(&n[w >= f->fit.windows], m, source->o, theirs, ours, rows, own, gram, cross);
   }
-  double trace = 0;
-  for (int64_t i = 0; i < wide; i++) trace += n.gram[i * wide + i];
-  for (int64_t i = 0; i < wide; i++) n.gram[i * wide + i] += RIDGE * trace / (double)wide;
-  KF_GO(kf_solve_positive(n.gram, wide, d, n.cross, e));
+  KF_GO(solve_refit(&n[0], &n[1], change, &arena, e));
   float *o = kf_mapped_add(out, "o_proj.weight", d, wide, e);
   if (!o) KF_GO(KF_ERROR_MEMORY);
   for (int64_t i = 0; i < d; i++)
-    for (int64_t j = 0; j < wide; j++) o[i * wide + j] = (float)(source->o[i * wide + j] + n.cross[j * d + i]);
+    for (int64_t j = 0; j < wide; j++) o[i * wide + j] = (float)(source->o[i * wide + j] + change[j * d + i]);
 done:
   kf_arena_free(&arena);
   return s;
@@ -408,25 +438,21 @@ static kf_status begin(kf_fold *f, const kf_tokenizer *t, int64_t tokens, kf_err
   KF_TRY(kf_device_open_cpu(f->o->compute, f->o->threads, &f->device, e));
   f->threads = f->device->threads;
   KF_TRY(kf_run_create(f->device, f->config, &f->run, e));
-  f->fit.config = f->tune.config = f->config;
-  f->fit.window = f->config->context < KF_FOLD_WINDOW ? f->config->context : KF_FOLD_WINDOW;
-  f->tune.window = f->fit.window;
-  float *x;
-  int windows;
-  KF_TRY(kf_corpus_windows(f->weights, t, f->o, tokens, f->fit.window, &x, &windows, e));
-  f->tune.windows = windows / 5;
-  f->fit.windows = windows - f->tune.windows;
-  f->fit.x = x;
-  KF_NEW(f->tune.x, (int64_t)f->tune.windows * f->tune.window * hidden + 1, e);
-  memcpy(f->tune.x, x + f->fit.windows * f->fit.window * hidden, (size_t)(f->tune.windows * f->tune.window * hidden) * sizeof *x);
-  size_t bytes = (size_t)(f->fit.windows * f->fit.window * hidden) * sizeof *x;
-  KF_NEW(f->fit_start, bytes / sizeof *x, e);
-  memcpy(f->fit_start, x, bytes);
+  f->all.config = f->config;
+  f->all.window = f->config->context < KF_FOLD_WINDOW ? f->config->context : KF_FOLD_WINDOW;
+  KF_TRY(kf_corpus_windows(f->weights, t, f->o, tokens, f->all.window, &f->all.x, &f->all.windows, e));
+  size_t bytes = (size_t)(f->all.windows * f->all.window * hidden) * sizeof *f->all.x;
+  KF_NEW(f->start, bytes / sizeof *f->start, e);
+  memcpy(f->start, f->all.x, bytes);
+  f->fit = f->tune = f->all; /* one memory: the windows held out are the last */
+  f->tune.windows = f->all.windows / 5;
+  f->fit.windows = f->all.windows - f->tune.windows;
+  f->tune.x += f->fit.windows * f->fit.window * hidden;
   if (!(f->store = fopen(f->scratch, "w+b"))) return kf_fail_errno(e, "%s: cannot be written", f->scratch);
   KF_TRY(choose(f, e));
   rewind(f->store);
-  memcpy(f->fit.x, f->fit_start, bytes); /* both streams start again for the refits */
-  return f->refit ? kf_student_create(f->config, f->elements, &f->fit, &f->student, e) : KF_OK;
+  memcpy(f->all.x, f->start, bytes); /* both streams start again for the refits */
+  return f->refit ? kf_student_create(f->config, f->elements, &f->all, &f->student, e) : KF_OK;
 }
 
 kf_status kf_fold_create(const kf_plan *p, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens,
@@ -456,9 +482,8 @@ void kf_fold_free(kf_fold *f) {
   kf_student_free(&f->student);
   if (f->store) fclose(f->store);
   unlink(f->scratch);
-  free(f->fit.x);
-  free(f->tune.x);
-  free(f->fit_start);
+  free(f->all.x);
+  free(f->start);
   kf_run_free(f->run);
   kf_device_close(f->device);
   free(f);
