@@ -130,7 +130,8 @@ void kf_decoder_free(kf_decoder *d);
  * Errors: no chat template; a template construct that is not supported; raise_exception() in the template. */
 kf_status kf_chat_render(const kf_tokenizer *t, const char *messages_json, bool add_generation_prompt, kf_text *out, kf_error *e);
 
-/* Reads plain text, JSONL ("text" fields joined by a newline; by name .jsonl) and .zst of both. Errors: file and line. */
+/* Reads plain text, JSONL ("text" fields joined by a newline; by name .jsonl) and .zst of both. In
+ * plain text CR LF and CR become LF. Errors: file and line, also where it is not UTF-8. */
 kf_status kf_text_read(const char *path, kf_text *out, kf_error *e);
 
 /* ------------------------------------------------------------------------------------------------ running */

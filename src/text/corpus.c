@@ -57,9 +57,22 @@ static kf_status take(corpus *c, const char *data, size_t bytes, kf_error *e) {
   return KF_OK;
 }
 
+/* CR LF and CR become LF, as text files are read elsewhere. Strings inside JSON are left as they are. */
+static void unify_newlines(kf_buffer *b) {
+  size_t to = 0;
+  for (size_t i = 0; i < b->bytes; i++) {
+    bool cr = b->data[i] == '\r';
+    b->data[to++] = cr ? '\n' : b->data[i];
+    if (cr && i + 1 < b->bytes && b->data[i + 1] == '\n') i++;
+  }
+  b->bytes = to;
+  b->data[to] = 0;
+}
+
 static kf_status finish(corpus *c, kf_error *e) {
   if (c->part.bytes) KF_TRY(take_line(c, c->part.data, c->part.bytes, e));
   KF_TRY(kf_buffer_add(&c->text, "", 0, e));
+  if (!c->lines) unify_newlines(&c->text);
   size_t valid = kf_utf8_valid(c->text.data, c->text.bytes);
   if (valid == c->text.bytes) return KF_OK;
   int64_t line = 1;

@@ -105,10 +105,11 @@ typedef struct oracle {
 
 /* Weight by name; a bias that is not there is zeros. */
 static float *get(const oracle *o, const char *name, int64_t rows, int64_t columns) {
-  char full[256];
+  char full[320];
   float *data = NULL;
   kf_error e;
-  snprintf(full, sizeof full, o->layer < 0 ? "%s" : "model.layers.%2$d.%1$s", name, o->layer);
+  int prefix = o->layer < 0 ? 0 : snprintf(full, sizeof full, "model.layers.%d.", o->layer);
+  snprintf(full + prefix, sizeof full - (size_t)prefix, "%.255s", name);
   if (!kf_weights_has(o->w, full)) return calloc((size_t)(rows * columns), sizeof *data);
   assert_int_equal(kf_weights_read(o->w, full, rows, columns, &data, &e), KF_OK);
   return data;
