@@ -387,6 +387,7 @@ static void texts(void **state) {
   static const char joined[] = "one\ntwo\n\n\xc3\xa9";
   expect_text(put("a.txt", "plain\n{\"text\":1}\n", 17), "plain\n{\"text\":1}\n", 17);
   expect_text(put("empty.txt", "", 0), "", 0);
+  expect_text(put("dos.txt", "a\r\nb\rc\n\r", 8), "a\nb\nc\n\n", 8 - 1);
   expect_text(put("a.jsonl", lines, sizeof lines - 1), joined, sizeof joined - 1);
   char packed[1024];
   size_t half = ZSTD_compress(packed, sizeof packed, lines, 40, 3);
