@@ -5,12 +5,17 @@
 #include <stdio.h>
 #include <string.h>
 
+/* One line without control characters: names from files may carry anything, a terminal's escapes too. */
+static void write_line(char *to, size_t bytes, const char *format, va_list args) {
+  vsnprintf(to, bytes, format, args);
+  for (char *c = to; *c; c++)
+    if ((unsigned char)*c < ' ' || *c == 0x7f) *c = ' ';
+}
+
 static void put(kf_error *e, kf_status status, const char *format, va_list args) {
   if (!e) return;
   e->status = status;
-  vsnprintf(e->message, sizeof e->message, format, args);
-  for (char *c = e->message; *c; c++)
-    if (*c == '\n' || *c == '\r') *c = ' '; // one sentence: names from files may carry anything
+  write_line(e->message, sizeof e->message, format, args);
 }
 
 kf_status kf_fail(kf_error *e, kf_status status, const char *format, ...) {
@@ -45,7 +50,7 @@ void kf_note(const kf_hooks *hooks, const char *format, ...) {
   char line[512];
   va_list args;
   va_start(args, format);
-  vsnprintf(line, sizeof line, format, args);
+  write_line(line, sizeof line, format, args);
   va_end(args);
   hooks->note(hooks->user, line);
 }
