@@ -32,13 +32,17 @@ typedef struct job {
 
 /* ---------------------------------------------------------------------------------------------- what decides the result */
 
-static kf_status choose_dtype(job *j, kf_error *e) {
-  j->dtype = kf_weights_dtype(&j->weights);
-  if (j->dtype == KF_F64) j->dtype = KF_F32;
-  if (kf_dtype_block(j->dtype) > 1) j->dtype = KF_BF16;
+static kf_status parse_dtype(job *j, kf_error *e) {
   if (!j->o->dtype) return KF_OK;
   if (kf_dtype_parse(j->o->dtype, &j->dtype) && (j->dtype == KF_F32 || j->dtype == KF_F16 || j->dtype == KF_BF16)) return KF_OK;
   return kf_fail(e, KF_ERROR_USAGE, "dtype '%.40s' cannot be written (known: f32, bf16, f16)", j->o->dtype);
+}
+
+static void choose_dtype(job *j) {
+  if (j->o->dtype) return;
+  j->dtype = kf_weights_dtype(&j->weights);
+  if (j->dtype == KF_F64) j->dtype = KF_F32;
+  if (kf_dtype_block(j->dtype) > 1) j->dtype = KF_BF16;
 }
 
 static kf_status write_recipe(job *j, kf_error *e) {
@@ -86,10 +90,11 @@ static kf_status take_fingerprint(job *j, kf_error *e) {
 static kf_status prepare(job *j, const char *src, const char *dst, kf_error *e) {
   const kf_convert_options *o = j->o;
   KF_TRY(kf_plan_options(o, &j->plan, e));
+  KF_TRY(parse_dtype(j, e));
   if (kf_exists(dst)) return kf_fail(e, KF_ERROR_IO, "%s exists", dst);
   KF_TRY(kf_locate(src, j->path, e));
   KF_TRY(kf_model_read(j->path, &j->config, &j->weights, e));
-  KF_TRY(choose_dtype(j, e));
+  choose_dtype(j);
   KF_TRY(kf_plan_resolve(&j->plan, &j->config, &j->weights, &o->hooks, e));
   if (j->plan.needs_scores || j->plan.method->stream)
     j->calibration_tokens = o->calibration_tokens ? o->calibration_tokens : DEFAULT_CALIBRATION_TOKENS;

@@ -33,7 +33,7 @@ static kf_status unknown(const char *what, const char *word, const char *(*at)(c
                          kf_error *e) {
   char known[384] = "";
   const char *near = NULL, *w;
-  int best = 4;
+  int length = (int)strnlen(word, 63), best = length / 2 < 3 ? length / 2 + 1 : 4; /* a near word shares half its letters */
   size_t n = 0;
   for (int i = 0; (w = at(list, i)); i++) {
     int d = distance(word, w);

@@ -56,7 +56,7 @@ static void listen(cyaml_log_t level, void *user, const char *format, va_list ar
 
 static kf_status load(kf_recipe *r, const char *path, const kf_text *text, kf_error *e) {
   const cyaml_schema_field_t fields[] = {
-      CYAML_FIELD_STRING_PTR("method", CYAML_FLAG_POINTER, document, method, 1, 64),
+      CYAML_FIELD_STRING_PTR("method", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, method, 1, 64),
       CYAML_FIELD_STRING_PTR("cache", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, cache, 1, 64),
       CYAML_FIELD_STRING_PTR("dtype", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, dtype, 1, 64),
       {.key = "set", .data_offset = offsetof(document, set), .value = r->set_schema},
@@ -71,7 +71,7 @@ static kf_status load(kf_recipe *r, const char *path, const kf_text *text, kf_er
   const cyaml_config_t config = {
       .log_fn = listen, .log_ctx = r, .log_level = CYAML_LOG_ERROR, .mem_fn = cyaml_mem, .flags = CYAML_CFG_NO_ALIAS};
   cyaml_err_t err = cyaml_load_data((const uint8_t *)text->data, text->bytes, &config, &top, (cyaml_data_t **)&r->document, NULL);
-  if (err == CYAML_OK) return KF_OK;
+  if (err == CYAML_OK) return r->document ? KF_OK : kf_fail(e, KF_ERROR_INPUT, "%s: the recipe is empty", path);
   r->document = NULL;
   return kf_fail(e,
                  err == CYAML_ERR_OOM           ? KF_ERROR_MEMORY

@@ -163,8 +163,10 @@ static kf_status make_plan(const kf_model *m, const kf_eval_options *o, const kf
   p->window = o->window ? o->window : context < DEFAULT_WINDOW ? context : DEFAULT_WINDOW;
   p->stride = o->stride ? o->stride : p->window;
   if (p->stride > p->window)
-    return kf_fail(e, KF_ERROR_USAGE, "a stride of %d tokens is above the window of %d", (int)p->stride, (int)p->window);
-  if (p->window + p->bos < 2) return kf_fail(e, KF_ERROR_USAGE, "a window of 1 token without BOS predicts nothing");
+    return kf_fail(e, o->window ? KF_ERROR_USAGE : KF_ERROR_INPUT, "a stride of %d tokens is above the window of %d",
+                   (int)p->stride, (int)p->window);
+  if (p->window + p->bos < 2)
+    return kf_fail(e, o->bos == KF_BOS_NO ? KF_ERROR_USAGE : KF_ERROR_INPUT, "a window of 1 token without BOS predicts nothing");
   if ((int64_t)text->count < p->window)
     return kf_fail(e, KF_ERROR_INPUT, "the text has %zu tokens, fewer than one window of %d", text->count, (int)p->window);
   p->windows = ((int64_t)text->count - p->window) / p->stride + 1;

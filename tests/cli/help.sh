@@ -53,6 +53,7 @@ expect 2 "$kvfold" convert $books "$work/dst" --method mha2mla --cache 128 --set
 says frobnicate
 expect 2 "$kvfold" convert $books "$work/dst" --method mha2mla --cache 128 --set svd=sideways
 expect 2 "$kvfold" convert $books "$work/dst" --method mha2mla --cache 128 --dtype f8
+expect 2 "$kvfold" convert "$work/none" "$work/dst" --method none --dtype f8
 [ ! -e "$work/dst" ] || fail "a refused conversion left something behind"
 
 # Options may stand anywhere, and take =.

@@ -62,6 +62,10 @@ static void test_defaults(void **state) {
   if (read_text("method: none\n", &r, &o, &e) != KF_OK) fail_msg("%s", e.message);
   assert_int_equal(o.setting_count, 0);
   kf_recipe_free(r);
+  if (read_text("cache: 50%\n", &r, &o, &e) != KF_OK) fail_msg("%s", e.message); /* the method may be given elsewhere */
+  assert_null(o.method);
+  assert_string_equal(o.cache, "50%");
+  kf_recipe_free(r);
 }
 
 static void refused(kf_status status, const char *text, const char *says) {
@@ -77,7 +81,9 @@ static void test_refusals(void **state) {
   (void)state;
   refused(KF_ERROR_USAGE, "method: mha2mla\nrank: 4\n", "rank");
   refused(KF_ERROR_USAGE, "method: mha2mla\nset: {ropepairs: 4}\n", "ropepairs");
-  refused(KF_ERROR_INPUT, "cache: 50%\n", "method");
+  refused(KF_ERROR_INPUT, "", "empty");
+  refused(KF_ERROR_INPUT, "# nothing\n", "empty");
+  refused(KF_ERROR_INPUT, "cache: {a: b}\n", path);
   refused(KF_ERROR_INPUT, "method: mha2mla\ncalibration: a.txt\n", path);
   refused(KF_ERROR_INPUT, "method: mha2mla\ncalibration_tokens: many\n", "many");
   refused(KF_ERROR_INPUT, "method: [mha2mla\n", path);
