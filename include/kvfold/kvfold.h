@@ -162,7 +162,9 @@ typedef struct kf_generate_options {
   int top_k;           /* 0: off */
   uint64_t seed;
   bool skip_special;   /* leave special tokens out of the text */
-  void (*on_text)(void *user, const char *piece, size_t bytes); /* streamed text; may be NULL */
+  bool continues;      /* text goes on from the prompt: a space that would be dropped from the start of a text is kept */
+  /* Streamed text; may be NULL. */
+  void (*on_text)(void *user, const char *piece, size_t bytes);
   void *user;
 } kf_generate_options;
 

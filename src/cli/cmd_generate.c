@@ -22,14 +22,21 @@ static const cli_option options[] = {
     CLI_END_OPTION,
 };
 
+/* The prompt, once: a run that fails leaves stdout empty. */
+static void show_prompt(kf_text *prompt) {
+  fwrite(prompt->data, 1, prompt->bytes, stdout);
+  prompt->bytes = 0;
+}
+
 static void on_text(void *user, const char *piece, size_t bytes) {
-  (void)user;
+  show_prompt(user);
   fwrite(piece, 1, bytes, stdout);
   fflush(stdout);
 }
 
-static int print(const arguments *a, const kf_generation *g, size_t prompt_tokens) {
+static int print(const arguments *a, kf_text *unseen, const kf_generation *g, size_t prompt_tokens) {
   if (!a->common.json) {
+    show_prompt(unseen);
     putchar('\n');
     fflush(stdout);
     return cli_say(CLI_OK, "%zu prompt tokens at %.1f/s, %zu new tokens at %.1f/s, cache %" PRId64 " bytes", prompt_tokens,
@@ -50,14 +57,18 @@ static int generate(const arguments *a, const kf_text *prompt, kf_model *m, cons
   kf_ids ids = {0};
   kf_generation g = {0};
   kf_generate_options o = cli_generate_options(&a->sampling);
+  kf_text unseen = *prompt;
   if (!a->common.json) {
     o.on_text = on_text;
-    fwrite(prompt->data, 1, prompt->bytes, stdout);
-    fflush(stdout);
+    o.continues = true;
+    o.user = &unseen;
   }
   kf_status s = kf_tokenizer_encode(t, prompt->data, prompt->bytes, KF_ENCODE_SPECIAL, &ids, &e);
   if (s == KF_OK) s = kf_generate(m, t, ids.data, ids.count, &o, &g, &e);
-  int code = s == KF_OK ? print(a, &g, ids.count) : cli_fail(&e);
+  int code = s == KF_OK ? print(a, &unseen, &g, ids.count) : cli_fail(&e);
+  int64_t context = kf_model_get_info(m)->context;
+  if (code == CLI_OK && (int64_t)(ids.count + g.ids.count) > context)
+    cli_say(CLI_OK, "prompt and new tokens are beyond the model's context of %" PRId64 " tokens", context);
   kf_generation_free(&g);
   kf_ids_free(&ids);
   return code;
@@ -94,8 +105,8 @@ const cli_command cli_generate = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run,
-    .description = "Tokenises the prompt (special tokens by the tokenizer's own rule) and appends tokens until EOS, the limit or "
-                   "the end of the model's context. Without --json the text streams to stdout after the prompt, and one line of "
+    .description = "Tokenises the prompt (special tokens by the tokenizer's own rule) and appends tokens until EOS or the limit. "
+                   "Without --json the text streams to stdout after the prompt, and one line of "
                    "statistics goes to stderr. Without --greedy tokens are sampled; the same seed gives the same text.",
     .keys = "text                        the new text, special tokens left out\n"
             "ids                         the new tokens; generation ends before EOS\n"

@@ -129,11 +129,25 @@ static kf_status decode_loop(generator *g, const kf_generate_options *o, size_t 
   return emit(&g->out, &piece, e);
 }
 
+/* Brings the decoder to where the prompt ends. */
+static kf_status read_prompt(generator *g, const int32_t *prompt, size_t count, kf_error *e) {
+  for (size_t i = 0; i < count; i++) {
+    kf_text piece;
+    KF_TRY(kf_decoder_push(g->decoder, prompt[i], &piece, e));
+    kf_text_free(&piece);
+  }
+  return KF_OK;
+}
+
 static kf_status run(generator *g, const int32_t *prompt, size_t count, const kf_generate_options *o, kf_generation *out,
                      kf_error *e) {
   int64_t room = g->config->context - kf_batch_tokens(g->batch, g->sequence) - (int64_t)count;
-  size_t limit = o->max_new_tokens > 0 ? (size_t)o->max_new_tokens : room > 0 ? (size_t)room : 0;
+  size_t limit = (size_t)(o->max_new_tokens > 0 ? o->max_new_tokens : room);
+  if (o->max_new_tokens <= 0 && room <= 0)
+    return kf_fail(e, KF_ERROR_INPUT, "the model's context of %lld tokens has no room after %lld tokens",
+                   (long long)g->config->context, (long long)(g->config->context - room));
   KF_TRY(kf_decoder_create(g->tokenizer, o->skip_special, &g->decoder, e));
+  if (o->continues) KF_TRY(read_prompt(g, prompt, count, e));
   KF_NEW(g->logits, g->config->vocabulary, e);
   KF_NEW(g->list, g->config->vocabulary, e);
   KF_NEW(out->ids.data, limit + 1, e);

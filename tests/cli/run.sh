@@ -77,4 +77,17 @@ answers "$kvfold" generate $books --prompt "It was" --seed 3 --max-new-tokens 12
 expect 0 "$kvfold" generate $books --prompt "It was a dark night" --greedy --max-new-tokens 12
 grep -q '^It was a dark night' "$work/out" || fail "the text does not stream after the prompt"
 says 'tokens'
+expect 0 "$kvfold" generate $books --prompt-file $held_out --greedy --max-new-tokens 1
+says 'context'
+expect 1 "$kvfold" generate $books --prompt-file $held_out --max-new-tokens 0
+says 'no room'
+stories=${KVFOLD_TEST_DATA:-../shared/data}/models/stories260K
+if [ -d "$stories" ]; then
+  expect 0 "$kvfold" generate "$stories" --prompt "Once upon" --greedy --max-new-tokens 4
+  grep -q '^Once upon a' "$work/out" || fail "the space between prompt and text is lost: $(cat "$work/out")"
+  answers "$kvfold" generate "$stories" --prompt "Once upon" --greedy --max-new-tokens 4 --json
+  case $(value text) in 'a '*) ;; *) fail "text is not what the new ids alone spell: $(value text)" ;; esac
+else
+  echo "SKIP: $stories is not there: no text of a SentencePiece model was generated"
+fi
 finish
