@@ -70,7 +70,7 @@ typedef struct cli_command {
   const char *description, *settings, *keys, *examples; /* of the help; settings may be NULL */
 } cli_command;
 
-extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert;
+extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert, cli_export;
 
 /* Fills the argument struct, which holds the defaults. False: wrong usage, told on stderr. Lists are freed by cli_free_lists. */
 bool cli_parse(const cli_command *c, int argc, char **argv, void *arguments);

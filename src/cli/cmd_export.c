@@ -1,0 +1,70 @@
+/* kvfold export: a converted model for engines that know nothing of kvfold. */
+#include "options.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct arguments {
+  cli_common common;
+  const char *format, *dtype;
+} arguments;
+
+static const cli_option options[] = {
+    {"format", "deepseek-v3|gguf", CLI_TEXT, offsetof(arguments, format), 0, 0,
+     "a Hugging Face directory or a GGUF file; default: gguf when OUT ends in .gguf, else deepseek-v3"},
+    {"dtype", "f32|bf16|f16", CLI_TEXT, offsetof(arguments, dtype), 0, 0,
+     "of the weights written; default: the model's. f16 in a GGUF only"},
+    CLI_JSON_OPTION,
+    CLI_END_OPTION,
+};
+
+static int print(const char *path, bool json, const kf_export_result *r) {
+  if (!json) {
+    printf("%-12s %s as %s, %s\n", "wrote", path, r->format, r->dtype);
+    printf("%-12s %" PRId64 " tensors, %" PRId64 " bytes\n", "weights", r->tensors, r->bytes);
+    return CLI_OK;
+  }
+  json_t *o = json_object();
+  cli_set_text(o, "path", path, strlen(path));
+  cli_set_text(o, "format", r->format, strlen(r->format));
+  cli_set_text(o, "dtype", r->dtype, strlen(r->dtype));
+  json_object_set_new(o, "tensors", json_integer(r->tensors));
+  json_object_set_new(o, "bytes", json_integer(r->bytes));
+  return cli_print_json(o);
+}
+
+static int run(void *p) {
+  arguments *a = p;
+  kf_error e = {0};
+  kf_export_result r = {0};
+  cli_reporter reporter;
+  kf_export_options o = {.format = a->format, .dtype = a->dtype, .hooks = cli_hooks(&reporter)};
+  kf_status s = kf_export(a->common.operand[0], a->common.operand[1], &o, &r, &e);
+  cli_report_end(&reporter, s == KF_OK);
+  return s == KF_OK ? print(a->common.operand[1], a->common.json, &r) : cli_fail(&e);
+}
+
+const cli_command cli_export = {
+    .name = "export",
+    .summary = "write a converted model for other engines",
+    .operands = "DIR OUT",
+    .least_operands = 2,
+    .most_operands = 2,
+    .options = options,
+    .bytes = sizeof(arguments),
+    .run = run,
+    .description = "Writes DIR, a model that kvfold converted, as a directory that loads as DeepseekV3ForCausalLM without custom "
+                   "code, or as "
+                   "a GGUF file of architecture deepseek2. DeepSeek's norm of the latents is neutralised by scaling, so that the "
+                   "outputs are the "
+                   "model's own. OUT must not exist. A model can be exported when all its layers share one RoPE key (x-ecomla, "
+                   "and fold where no "
+                   "frequency is used twice) and it has no biases, q/k norms, sliding windows or RoPE scaling; anything else is "
+                   "refused with "
+                   "the reason.",
+    .keys = "path, format, dtype  strings\n"
+            "tensors, bytes       of the weights",
+    .examples = "kvfold export books-mla books-deepseek --format deepseek-v3 --dtype bf16\n"
+                "kvfold export books-mla books.gguf --dtype f16",
+};

@@ -1,0 +1,371 @@
+#include "export/stock.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "linalg/linalg.h"
+
+/* A token's latents may be several times as large as their expected size: 2^12 keeps the norm out of sight even then. In f16 the
+ * latent rows of kv_a would leave the range; there 2^9 must do, and q and kv_a are brought up by a gain. A larger one would push the
+ * activations, which products with f16 weights turn to f16 too, out of the range instead. */
+static const double MARGIN = 4096, F16_MARGIN = 512, F16_GAIN = 1024;
+
+/* ------------------------------------------------------------------------------------------------ what can be expressed */
+
+#define KVFOLD_CAN "kvfold runs the model as it is (kvfold generate)"
+
+static kf_status check_layer(const char *path, const kf_config *c, int layer, kf_error *e) {
+  const kf_attention_config *a = &c->layer[layer].attention;
+  if (a->kind != KF_LATENT)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layer %d keeps grouped attention, and DeepSeek's graph has latents in every layer; convert all layers, "
+                   "or " KVFOLD_CAN,
+                   path, layer);
+  if (a->rope_heads != 1)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layer %d has a RoPE key for each head (%s), and DeepSeek's graph shares one; convert with x-ecomla or "
+                   "fold, or " KVFOLD_CAN,
+                   path, layer, c->method);
+  if (a->qk_norm)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layer %d normalises the heads of queries and keys, which DeepSeek's graph does not; " KVFOLD_CAN, path,
+                   layer);
+  if (a->q_bias || a->q_a_bias || a->kv_a_bias || a->kv_b_bias || a->o_bias || c->layer[layer].mlp_bias)
+    return kf_fail(e, KF_ERROR_INPUT, "%s: layer %d has biases, which DeepSeek's graph does not; " KVFOLD_CAN, path, layer);
+  if (a->window && a->window < c->context)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layer %d sees a sliding window of %lld tokens, which DeepSeek's graph does not have; " KVFOLD_CAN, path,
+                   layer, (long long)a->window);
+  if (a->q_a_norm)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layer %d normalises a low-rank query, which is not exported; convert with q_rank=full, or " KVFOLD_CAN,
+                   path, layer);
+  if (a->rope_pairs[0] && a->rope.type != KF_ROPE_DEFAULT)
+    return kf_fail(
+        e, KF_ERROR_INPUT,
+        "%s: layer %d has RoPE scaling of type '%s', which stock engines do not apply alike in DeepSeek's graph; " KVFOLD_CAN,
+        path, layer, kf_rope_type_name(a->rope.type));
+  return KF_OK;
+}
+
+static int common_divisor(int a, int b) {
+  while (b) {
+    int rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+/* One layer's pairs against the table of those before it; *first is the first layer that rotates, -1: none yet. */
+static kf_status join_table(const char *path, const kf_config *c, int layer, int *first, kf_stock *s, kf_error *e) {
+  const kf_attention_config *a = &c->layer[layer].attention;
+  if (!a->rope_pairs[0]) return KF_OK;
+  if (*first < 0) {
+    *first = layer;
+    s->theta = a->rope.theta;
+    s->stride = a->rope.dim / 2;
+  }
+  const kf_rope *table = &c->layer[*first].attention.rope;
+  if (a->rope.dim != table->dim || a->rope.theta != table->theta)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layers %d and %d rotate by different tables of frequencies, and DeepSeek's graph has one; " KVFOLD_CAN,
+                   path, *first, layer);
+  for (int i = 0; i < a->rope_pairs[0]; i++) {
+    s->stride = common_divisor(s->stride, a->rope_index[i]);
+    for (int k = 0; k < i; k++)
+      if (a->rope_index[k] == a->rope_index[i])
+        return kf_fail(
+            e, KF_ERROR_INPUT,
+            "%s: layer %d rotates two pairs by the same frequency (pair %d of the source), and DeepSeek's graph has each once; "
+            "convert with x-ecomla or with fewer rope_pairs, or " KVFOLD_CAN,
+            path, layer, (int)a->rope_index[i]);
+  }
+  return KF_OK;
+}
+
+kf_status kf_stock_plan(const char *path, const kf_config *c, const kf_weights *w, bool gguf, double eps, kf_dtype dtype,
+                        kf_stock *out, kf_error *e) {
+  kf_stock s = {.config = c, .weights = w, .gguf = gguf, .stride = 1, .theta = 10000, .eps = eps != 0 ? eps : (double)c->eps};
+  s.margin = dtype == KF_F16 ? F16_MARGIN : MARGIN;
+  s.gain = dtype == KF_F16 ? F16_GAIN : 1;
+  int first = -1, slots = 1;
+  if (!*c->method) return kf_fail(e, KF_ERROR_INPUT, "%s is not a model that kvfold converted (kvfold convert makes one)", path);
+  s.head = !gguf || !c->tied;
+  s.stream = sqrt(s.eps / (double)c->eps);
+  s.v = c->layer[0].attention.d_v;
+  for (int i = 0; i < c->layers; i++) {
+    const kf_attention_config *a = &c->layer[i].attention;
+    KF_TRY(check_layer(path, c, i, e));
+    KF_TRY(join_table(path, c, i, &first, &s, e));
+    if (a->d_v != s.v || c->layer[i].intermediate != c->layer[0].intermediate)
+      return kf_fail(e, KF_ERROR_INPUT,
+                     "%s: layers 0 and %d have different widths, and DeepSeek's graph has one for all; " KVFOLD_CAN, path, i);
+    if (a->rank > s.rank) s.rank = a->rank;
+    if (kf_attention_nope(a, 0) > s.nope) s.nope = kf_attention_nope(a, 0);
+  }
+  if (first >= 0) slots = c->layer[first].attention.rope.dim / 2 / s.stride;
+  s.rope = 2 * slots;
+  if (s.nope == 0) s.nope = 1; /* no engine takes none: a row of zeros */
+  *out = s;
+  return KF_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ the list */
+
+static const struct {
+  kf_stock_kind kind;
+  const char *hf, *gguf; /* NULL: not there */
+} rows[] = {
+    {KF_STOCK_EMBEDDING, "model.embed_tokens.weight", "token_embd.weight"},
+    {KF_STOCK_INPUT_NORM, "input_layernorm.weight", "attn_norm.weight"},
+    {KF_STOCK_Q, "self_attn.q_proj.weight", "attn_q.weight"},
+    {KF_STOCK_KV_A, "self_attn.kv_a_proj_with_mqa.weight", "attn_kv_a_mqa.weight"},
+    {KF_STOCK_KV_A_NORM, "self_attn.kv_a_layernorm.weight", "attn_kv_a_norm.weight"},
+    {KF_STOCK_KV_B, "self_attn.kv_b_proj.weight", NULL},
+    {KF_STOCK_K_B, NULL, "attn_k_b.weight"},
+    {KF_STOCK_V_B, NULL, "attn_v_b.weight"},
+    {KF_STOCK_O, "self_attn.o_proj.weight", "attn_output.weight"},
+    {KF_STOCK_POST_NORM, "post_attention_layernorm.weight", "ffn_norm.weight"},
+    {KF_STOCK_GATE, "mlp.gate_proj.weight", "ffn_gate.weight"},
+    {KF_STOCK_UP, "mlp.up_proj.weight", "ffn_up.weight"},
+    {KF_STOCK_DOWN, "mlp.down_proj.weight", "ffn_down.weight"},
+    {KF_STOCK_NORM, "model.norm.weight", "output_norm.weight"},
+    {KF_STOCK_HEAD, "lm_head.weight", "output.weight"},
+};
+enum { ROWS = sizeof rows / sizeof *rows };
+
+static bool in_layer(kf_stock_kind k) {
+  return k >= KF_STOCK_INPUT_NORM;
+}
+
+static void set_shape(kf_stock_tensor *t, int dims, int64_t a, int64_t b, int64_t c) {
+  t->dims = dims;
+  t->shape[0] = a;
+  t->shape[1] = b;
+  t->shape[2] = c;
+}
+
+static void shape(const kf_stock *s, kf_stock_tensor *t) {
+  const kf_config *c = s->config;
+  int64_t d = c->hidden, h = c->heads;
+  switch (t->kind) {
+  case KF_STOCK_EMBEDDING:
+  case KF_STOCK_HEAD: set_shape(t, 2, c->vocabulary, d, 1); break;
+  case KF_STOCK_NORM:
+  case KF_STOCK_INPUT_NORM:
+  case KF_STOCK_POST_NORM: set_shape(t, 1, d, 1, 1); break;
+  case KF_STOCK_Q: set_shape(t, 2, h * (s->nope + s->rope), d, 1); break;
+  case KF_STOCK_KV_A: set_shape(t, 2, s->rank + s->rope, d, 1); break;
+  case KF_STOCK_KV_A_NORM: set_shape(t, 1, s->rank, 1, 1); break;
+  case KF_STOCK_KV_B: set_shape(t, 2, h * (s->nope + s->v), s->rank, 1); break;
+  case KF_STOCK_K_B: set_shape(t, 3, h, s->rank, s->nope); break;
+  case KF_STOCK_V_B: set_shape(t, 3, h, s->v, s->rank); break;
+  case KF_STOCK_O: set_shape(t, 2, d, h * s->v, 1); break;
+  case KF_STOCK_GATE:
+  case KF_STOCK_UP: set_shape(t, 2, c->layer[t->layer].intermediate, d, 1); break;
+  case KF_STOCK_DOWN: set_shape(t, 2, d, c->layer[t->layer].intermediate, 1); break;
+  }
+}
+
+static kf_status visit_row(const kf_stock *s, int row, int layer, kf_stock_visit visit, void *user, kf_error *e) {
+  kf_stock_tensor t = {.kind = rows[row].kind, .layer = layer};
+  const char *name = s->gguf ? rows[row].gguf : rows[row].hf;
+  if (!name || (t.kind == KF_STOCK_HEAD && !s->head)) return KF_OK;
+  if (layer < 0)
+    snprintf(t.name, sizeof t.name, "%s", name);
+  else
+    snprintf(t.name, sizeof t.name, s->gguf ? "blk.%d.%s" : "model.layers.%d.%s", layer, name);
+  shape(s, &t);
+  return visit(user, &t, e);
+}
+
+kf_status kf_stock_each(const kf_stock *s, kf_stock_visit visit, void *user, kf_error *e) {
+  KF_TRY(visit_row(s, 0, -1, visit, user, e)); /* the embedding */
+  for (int layer = 0; layer < s->config->layers; layer++)
+    for (int row = 0; row < ROWS; row++)
+      if (in_layer(rows[row].kind)) KF_TRY(visit_row(s, row, layer, visit, user, e));
+  for (int row = 1; row < ROWS; row++)
+    if (!in_layer(rows[row].kind)) KF_TRY(visit_row(s, row, -1, visit, user, e));
+  return KF_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------ attention */
+
+typedef struct view {
+  const kf_stock *s;
+  const kf_attention_config *a;
+  int layer, nope, pairs; /* of this layer */
+  int64_t hidden;
+} view;
+
+static view look(const kf_stock *s, int layer) {
+  const kf_attention_config *a = &s->config->layer[layer].attention;
+  return (view){s, a, layer, kf_attention_nope(a, 0), a->rope_pairs[0], s->config->hidden};
+}
+
+static void scale_row(const float *from, double by, int64_t n, float *to) {
+  for (int64_t i = 0; i < n; i++) to[i] = (float)(by * (double)from[i]);
+}
+
+/* Rope rows from half-split (pair i: i and i + pairs) to the table's slots, interleaved (slot j: 2 j and 2 j + 1). */
+static void place_rope(const view *v, const float *from, double by, float *to) {
+  for (int i = 0; i < v->pairs; i++) {
+    int64_t slot = v->a->rope_index[i] / v->s->stride;
+    scale_row(from + i * v->hidden, by, v->hidden, to + 2 * slot * v->hidden);
+    scale_row(from + (i + v->pairs) * v->hidden, by, v->hidden, to + (2 * slot + 1) * v->hidden);
+  }
+}
+
+/* The full query [heads d_qk, hidden]; a low-rank one is multiplied out. */
+static kf_status read_query(const view *v, float **out, kf_error *e) {
+  const kf_weights *w = v->s->weights;
+  int64_t rows = (int64_t)v->a->heads * v->a->d_qk;
+  if (!v->a->q_rank) return kf_weights_readf(w, rows, v->hidden, out, e, "model.layers.%d.self_attn.q_proj.weight", v->layer);
+  float *down = NULL, *up = NULL, *full = kf_alloc((size_t)rows * (size_t)v->hidden, sizeof *full, e);
+  kf_status s = full ? KF_OK : KF_ERROR_MEMORY;
+  if (s == KF_OK)
+    s = kf_weights_readf(w, v->a->q_rank, v->hidden, &down, e, "model.layers.%d.self_attn.q_a_proj.weight", v->layer);
+  if (s == KF_OK) s = kf_weights_readf(w, rows, v->a->q_rank, &up, e, "model.layers.%d.self_attn.q_b_proj.weight", v->layer);
+  if (s == KF_OK) kf_gemm_f32(false, false, rows, v->hidden, v->a->q_rank, up, down, full);
+  free(down);
+  free(up);
+  if (s != KF_OK)
+    free(full);
+  else
+    *out = full;
+  return s;
+}
+
+/* to: zeroed [heads (nope + rope), hidden]. The graph's scale is (nope + rope)^-1/2; the rest goes into the query. */
+static kf_status make_q(const view *v, float *to, kf_error *e) {
+  const kf_stock *s = v->s;
+  float *q;
+  double by = (double)v->a->scale * sqrt(s->nope + s->rope) * s->gain;
+  KF_TRY(read_query(v, &q, e));
+  for (int64_t h = 0; h < v->a->heads; h++) {
+    const float *from = q + h * v->a->d_qk * v->hidden;
+    float *head = to + h * (s->nope + s->rope) * v->hidden;
+    scale_row(from, by, v->nope * v->hidden, head);
+    place_rope(v, from + v->nope * v->hidden, by, head + s->nope * v->hidden);
+  }
+  free(q);
+  return KF_OK;
+}
+
+/* w of a neutralised norm: the margin times the power of two next to the latents' expected size, rms(c) for inputs x g with x of
+ * independent numbers of size 1 and g the input norm's weight. kv_a: latent rows [rank, hidden] */
+static kf_status neutral_weight(const view *v, const float *kv_a, double *out, kf_error *e) {
+  float *g;
+  double sum = 0;
+  KF_TRY(kf_weights_readf(v->s->weights, v->hidden, 1, &g, e, "model.layers.%d.input_layernorm.weight", v->layer));
+  for (int64_t l = 0; l < v->a->rank; l++)
+    for (int64_t i = 0; i < v->hidden; i++) sum += pow((double)kv_a[l * v->hidden + i] * (double)g[i], 2);
+  free(g);
+  *out = v->s->margin * (sum > 0 ? exp2(round(0.5 * log2(sum / v->s->rank))) : 1);
+  return KF_OK;
+}
+
+static kf_status read_kv_a(const view *v, float **out, kf_error *e) {
+  return kf_weights_readf(v->s->weights, v->a->rank + 2 * v->pairs, v->hidden, out, e, "model.layers.%d.self_attn.%s.weight",
+                          v->layer, kf_weights_kv_a(v->s->config));
+}
+
+/* to: zeroed [rank + rope, hidden]. A real norm, over the layer's own rank and with its own eps, is what the norm over the
+ * filled-up rank with the target's eps gives for latents scaled so. */
+static kf_status make_kv_a(const view *v, float *to, kf_error *e) {
+  const kf_stock *s = v->s;
+  float *kv_a;
+  double weight = 1;
+  KF_TRY(read_kv_a(v, &kv_a, e));
+  kf_status status = v->a->kv_a_norm ? KF_OK : neutral_weight(v, kv_a, &weight, e);
+  double by = v->a->kv_a_norm ? sqrt(s->eps / (double)v->a->latent_eps * s->rank / v->a->rank) : sqrt(s->eps) / weight;
+  if (status == KF_OK) {
+    scale_row(kv_a, by * s->gain, v->a->rank * v->hidden, to);
+    place_rope(v, kv_a + v->a->rank * v->hidden, s->gain, to + s->rank * v->hidden);
+  }
+  free(kv_a);
+  return status;
+}
+
+/* to: zeroed [rank] */
+static kf_status make_kv_a_norm(const view *v, float *to, kf_error *e) {
+  float *from;
+  double weight = 1;
+  if (v->a->kv_a_norm) {
+    KF_TRY(kf_weights_readf(v->s->weights, v->a->rank, 1, &from, e, "model.layers.%d.self_attn.kv_a_layernorm.weight", v->layer));
+    scale_row(from, sqrt((double)v->a->rank / v->s->rank), v->a->rank, to);
+    free(from);
+    return KF_OK;
+  }
+  KF_TRY(read_kv_a(v, &from, e));
+  kf_status status = neutral_weight(v, from, &weight, e);
+  for (int i = 0; i < v->s->rank; i++) to[i] = (float)weight;
+  free(from);
+  return status;
+}
+
+/* kv_b's rows, once a query head: all of them, the keys transposed, or the values. to: zeroed */
+static kf_status make_kv_b(const view *v, kf_stock_kind kind, float *to, kf_error *e) {
+  const kf_stock *s = v->s;
+  const kf_attention_config *a = v->a;
+  float *kv_b;
+  KF_TRY(kf_weights_readf(s->weights, kf_attention_kv_b_rows(a), a->rank, &kv_b, e, "model.layers.%d.self_attn.kv_b_proj.weight",
+                          v->layer));
+  for (int64_t h = 0; h < a->heads; h++) {
+    const float *keys = kv_b + h / (a->heads / a->kv_heads) * (v->nope + s->v) * a->rank;
+    for (int64_t i = 0; i < v->nope && kind != KF_STOCK_V_B; i++)
+      for (int64_t l = 0; l < a->rank; l++)
+        to[kind == KF_STOCK_K_B ? (h * s->rank + l) * s->nope + i : (h * (s->nope + s->v) + i) * s->rank + l] =
+            keys[i * a->rank + l];
+    for (int64_t i = 0; i < s->v && kind != KF_STOCK_K_B; i++) {
+      int64_t row = kind == KF_STOCK_V_B ? h * s->v + i : h * (s->nope + s->v) + s->nope + i;
+      memcpy(to + row * s->rank, keys + (v->nope + i) * a->rank, (size_t)a->rank * sizeof *to);
+    }
+  }
+  free(kv_b);
+  return KF_OK;
+}
+
+static kf_status make_attention(const kf_stock *s, const kf_stock_tensor *t, float **out, kf_error *e) {
+  view v = look(s, t->layer);
+  float *to = kf_alloc((size_t)t->shape[0] * (size_t)t->shape[1] * (size_t)t->shape[2], sizeof *to, e);
+  if (!to) return KF_ERROR_MEMORY;
+  kf_status status = t->kind == KF_STOCK_Q           ? make_q(&v, to, e)
+                     : t->kind == KF_STOCK_KV_A      ? make_kv_a(&v, to, e)
+                     : t->kind == KF_STOCK_KV_A_NORM ? make_kv_a_norm(&v, to, e)
+                                                     : make_kv_b(&v, t->kind, to, e);
+  if (status != KF_OK)
+    free(to);
+  else
+    *out = to;
+  return status;
+}
+
+/* ------------------------------------------------------------------------------------------------ the rest */
+
+/* The converted model's name of a tensor that is only scaled, and by what. */
+static const char *source_name(const kf_stock *s, const kf_stock_tensor *t, char name[96], double *by) {
+  for (int i = 0; i < ROWS; i++) {
+    if (rows[i].kind != t->kind) continue;
+    if (in_layer(t->kind))
+      snprintf(name, 96, "model.layers.%d.%s", t->layer, rows[i].hf);
+    else
+      snprintf(name, 96, "%s", rows[i].hf);
+  }
+  bool writes = t->kind == KF_STOCK_EMBEDDING || t->kind == KF_STOCK_O || t->kind == KF_STOCK_DOWN; /* to the residual stream */
+  *by = writes ? s->stream : t->kind == KF_STOCK_INPUT_NORM ? 1 / s->gain : 1;
+  return t->kind == KF_STOCK_HEAD && s->config->tied ? "model.embed_tokens.weight" : name;
+}
+
+kf_status kf_stock_read(const kf_stock *s, const kf_stock_tensor *t, float **out, kf_error *e) {
+  char room[96];
+  double by = 1;
+  if (t->kind >= KF_STOCK_Q && t->kind <= KF_STOCK_V_B) return make_attention(s, t, out, e);
+  const char *name = source_name(s, t, room, &by);
+  KF_TRY(kf_weights_read(s->weights, name, t->shape[0], t->shape[1], out, e));
+  if (by != 1) scale_row(*out, by, t->shape[0] * t->shape[1], *out);
+  return KF_OK;
+}

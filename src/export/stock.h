@@ -1,0 +1,62 @@
+/* A converted model as stock engines' DeepSeek graph wants it: one geometry for all layers, and each of its tensors in f32.
+ *
+ * That graph always normalises the latents c. The norm is neutralised: with the latent rows of kv_a scaled by sqrt(eps) / w and a
+ * norm weight of w, mean(c^2) is far below eps and the norm gives c back, with a relative error of mean(c^2) / 2 w^2. */
+#ifndef KF_EXPORT_STOCK_H
+#define KF_EXPORT_STOCK_H
+
+#include "model/weights.h"
+
+typedef enum kf_stock_kind {
+  KF_STOCK_EMBEDDING,
+  KF_STOCK_NORM,
+  KF_STOCK_HEAD,
+  KF_STOCK_INPUT_NORM,
+  KF_STOCK_Q,
+  KF_STOCK_KV_A,
+  KF_STOCK_KV_A_NORM,
+  KF_STOCK_KV_B, /* Hugging Face: [heads (nope + v), rank] per head keys, then values */
+  KF_STOCK_K_B,
+  KF_STOCK_V_B, /* GGUF: [heads, rank, nope], the keys' rows transposed; [heads, v, rank] */
+  KF_STOCK_O,
+  KF_STOCK_POST_NORM,
+  KF_STOCK_GATE,
+  KF_STOCK_UP,
+  KF_STOCK_DOWN,
+} kf_stock_kind;
+
+typedef struct kf_stock {
+  const kf_config *config;
+  const kf_weights *weights;
+  bool gguf;         /* names and tensors of a GGUF, else of Hugging Face */
+  bool head;         /* the head is a tensor of its own */
+  int nope, rope, v; /* widths of every head */
+  int rank;          /* the largest of the layers; the others are filled up with zeros */
+  int stride;        /* slot of the rotation's table = pair of the source's / stride */
+  double theta;
+  double eps;    /* of every norm in the target */
+  double stream; /* the residual stream is scaled by this, sqrt(eps / the source's): all norms give what they gave */
+  double margin; /* w over the size of the layer's latents */
+  double gain;   /* q and kv_a are scaled by this and the input norm by its inverse */
+} kf_stock;
+
+/* eps 0: the source's. dtype: of the weights, which decides margin and gain. Errors: what the graph cannot express, and which
+ * target can. */
+kf_status kf_stock_plan(const char *path, const kf_config *c, const kf_weights *w, bool gguf, double eps, kf_dtype dtype,
+                        kf_stock *out, kf_error *e);
+
+typedef struct kf_stock_tensor {
+  kf_stock_kind kind;
+  int layer; /* -1: none */
+  char name[96];
+  int dims;
+  int64_t shape[3]; /* row-major */
+} kf_stock_tensor;
+
+/* Visits every tensor of the target, in its order. */
+typedef kf_status (*kf_stock_visit)(void *user, const kf_stock_tensor *t, kf_error *e);
+kf_status kf_stock_each(const kf_stock *s, kf_stock_visit visit, void *user, kf_error *e);
+/* Its numbers, freed with free(). */
+kf_status kf_stock_read(const kf_stock *s, const kf_stock_tensor *t, float **out, kf_error *e);
+
+#endif
