@@ -247,6 +247,25 @@ void kf_recipe_free(kf_recipe *r);
 const char *kf_method_name(int index);
 const char *kf_method_help(int index);
 
+/* ------------------------------------------------------------------------------------------------ export */
+
+typedef struct kf_export_options {
+  const char *format; /* "deepseek-v3", "gguf"; NULL: gguf when OUT ends in ".gguf", else deepseek-v3 */
+  const char *dtype;  /* "f32", "bf16", "f16" (gguf only) or NULL: the model's */
+  kf_hooks hooks;
+} kf_export_options;
+
+typedef struct kf_export_result {
+  char format[16], dtype[8];
+  int64_t tensors, bytes; /* bytes: of the weights */
+} kf_export_result;
+
+/* Writes a model that kvfold converted for engines that know nothing of kvfold: a directory that loads as DeepseekV3ForCausalLM
+ * without custom code, or a GGUF file of architecture deepseek2. OUT must not exist; it appears when it is complete. out may be
+ * NULL. Errors: OUT exists; a format or dtype that is not known (KF_ERROR_USAGE); a model that DeepSeek's graph cannot express
+ * (a RoPE key for each head, a frequency used twice, biases, q/k norms, sliding windows, RoPE scaling, grouped layers). */
+kf_status kf_export(const char *model, const char *out_path, const kf_export_options *o, kf_export_result *out, kf_error *e);
+
 /* Writes one f32 tensor [rows, columns] as a safetensors file (used by `kvfold logits`). */
 kf_status kf_write_tensor(const char *path, const char *name, const float *data, int64_t rows, int64_t columns, kf_error *e);
 
