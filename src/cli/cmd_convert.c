@@ -15,7 +15,7 @@ typedef struct arguments {
 
 static const cli_option options[] = {
     {"method", "NAME", CLI_TEXT, offsetof(arguments, method), 0, 0,
-     "mha2mla, x-ecomla, or none (only writes the model anew: GGUF to a directory, another dtype)"},
+     "mha2mla, x-ecomla, fold, or none (only writes the model anew: GGUF to a directory, another dtype)"},
     {"cache", "N|P%", CLI_TEXT, offsetof(arguments, cache), 0, 0,
      "elements per token and layer, latent and all rope dimensions; P% of the source's, rounded down; default 50%"},
     {"set", "KEY=VALUE ...", CLI_LIST, offsetof(arguments, set), 0, 0, "a key of the method, below; may be repeated"},
@@ -23,7 +23,8 @@ static const cli_option options[] = {
      "of the weights written; default: the source's, bf16 for a quantised one"},
     {"calibration", "FILE ...", CLI_LIST, offsetof(arguments, calibration), 0, 0,
      "text for methods that look at activations: plain, JSONL, or .zst of both; may be repeated"},
-    {"calibration-tokens", "N", CLI_LONG, offsetof(arguments, calibration_tokens), 1, 1e12, "read at most N tokens of it"},
+    {"calibration-tokens", "N", CLI_LONG, offsetof(arguments, calibration_tokens), 1, 1e12,
+     "read at most N tokens of it; default 16384"},
     {"recipe", "FILE.yaml", CLI_TEXT, offsetof(arguments, recipe), 0, 0,
      "read method, cache, set, dtype, calibration and calibration-tokens from a file; options given here come before its own"},
     CLI_COMPUTE_OPTIONS,
@@ -149,29 +150,35 @@ const cli_command cli_convert = {
         "DST must not exist. Until all is written the work stands in DST.partial; the same command resumes there after "
         "an interruption. The same input gives the same bytes. A budget above what a layer can use is clamped, and "
         "said so; an explicit rank above it is an error.",
-    .settings = "mha2mla keeps RoPE on a few pairs of each KV head and factors the rest of K with V; --cache N gives\n"
-                "rank = N - 2 x KV heads x rope_pairs.\n"
-                "  rope_policy=high|low|uniform|2-norm|high-low|2-norm-global   which pairs are kept; default 2-norm\n"
-                "                    with calibration text or ranks_file, else high\n"
-                "  rope_pairs=N      pairs kept per KV head; default max(1, head_dim / 16)\n"
-                "  rank=N            the layer's whole latent width\n"
-                "  svd=joint|split|k-only|v-only|none   default joint; split: half of rank each for K and V\n"
-                "  ranks_file=FILE   2-norm ranks or scores from a safetensors file instead of calibration text\n"
-                "  score=product|sum of the 2-norms: the paper's product (default), or the sum of its first version\n"
-                "  layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
-                "  singular_values=up|down|split   where they go; default up\n\n"
-                "x-ecomla has one RoPE key for all heads and factors K with V; --cache N gives kv_rank = N - rope_dim.\n"
-                "  kv_rank=N         latent width\n"
-                "  q_rank=N|full|parity   full (default): the query stays one matrix; parity: what keeps the parameter count\n"
-                "  rope_dim=N        width of the shared RoPE key; default head_dim / 2\n"
-                "  nope_dim=N        rows of each head without rotation; default head_dim - rope_dim\n"
-                "  kv_energy=X, q_energy=X   ranks per layer by the part of the energy kept, up to 1\n"
-                "  layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
-                "  latent_norm=false|true   RMSNorm on the latents; default false\n"
-                "  singular_values=down|up|split   default by variant\n"
-                "  rope_scaling=base|yarn   default base\n"
-                "  kv_b=kv|query     one up-projection a KV head (default) or a query head\n"
-                "  variant=code|paper   place of the singular values and rule of the energy ranks; default code",
+    .settings =
+        "mha2mla keeps RoPE on a few pairs of each KV head and factors the rest of K with V; --cache N gives\n"
+        "rank = N - 2 x KV heads x rope_pairs.\n"
+        "  rope_policy=high|low|uniform|2-norm|high-low|2-norm-global   which pairs are kept; default 2-norm\n"
+        "                    with calibration text or ranks_file, else high\n"
+        "  rope_pairs=N      pairs kept per KV head; default max(1, head_dim / 16)\n"
+        "  rank=N            the layer's whole latent width\n"
+        "  svd=joint|split|k-only|v-only|none   default joint; split: half of rank each for K and V\n"
+        "  ranks_file=FILE   2-norm ranks or scores from a safetensors file instead of calibration text\n"
+        "  score=product|sum of the 2-norms: the paper's product (default), or the sum of its first version\n"
+        "  layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
+        "  singular_values=up|down|split   where they go; default up\n\n"
+        "x-ecomla has one RoPE key for all heads and factors K with V; --cache N gives kv_rank = N - rope_dim.\n"
+        "  kv_rank=N         latent width\n"
+        "  q_rank=N|full|parity   full (default): the query stays one matrix; parity: what keeps the parameter count\n"
+        "  rope_dim=N        width of the shared RoPE key; default head_dim / 2\n"
+        "  nope_dim=N        rows of each head without rotation; default head_dim - rope_dim\n"
+        "  kv_energy=X, q_energy=X   ranks per layer by the part of the energy kept, up to 1\n"
+        "  layers=LIST       layers to convert: all (default) or a list such as 0,2,5-9\n"
+        "  latent_norm=false|true   RMSNorm on the latents; default false\n"
+        "  singular_values=down|up|split   default by variant\n"
+        "  rope_scaling=base|yarn   default base\n"
+        "  kv_b=kv|query     one up-projection a KV head (default) or a query head\n"
+        "  variant=code|paper   place of the singular values and rule of the energy ranks; default code\n\n"
+        "fold needs --calibration; it weighs rotated pairs and latents by the output error that leaving them out\n"
+        "would cause on that text, and is made for use without training; --cache N holds 2 x rope_pairs and the latents.\n"
+        "  rope_pairs=N      rotated pairs, shared by all heads; default: the best of 1/24, 1/12 and 1/8 of the budget\n"
+        "  selection=auto|fold|greedy   how they are chosen; default auto: the better of both\n"
+        "  refit=output|none   fit each output projection to the converted layers before it; default output",
     .keys = "path, method                     strings\n"
             "source_cache_elements_per_token, cache_elements_per_token   summed over layers\n"
             "source_parameters, parameters\n"
@@ -180,6 +187,7 @@ const cli_command cli_convert = {
     .examples =
         "kvfold convert examples/books-7m books-mla --method x-ecomla --cache 50%\n"
         "kvfold convert examples/books-7m books-mla --method mha2mla --cache 128 --set rope_policy=high --set rope_pairs=2\n"
+        "kvfold convert examples/books-7m books-mla --method fold --cache 25% --calibration text.jsonl.zst\n"
         "kvfold convert model.gguf model-dir --method none --dtype bf16\n"
         "kvfold convert SRC DST --recipe recipe.yaml --cache 25%",
 };
