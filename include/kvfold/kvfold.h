@@ -44,12 +44,20 @@ typedef struct kf_error {
 /* What long work tells its caller. Either function may be NULL. */
 typedef struct kf_hooks {
   int (*progress)(void *user, const char *what, double done, double total); /* non-zero return: stop, KF_ERROR_CANCELLED */
-  void (*note)(void *user, const char *sentence);                          /* a clamp, a default that was chosen, ... */
+  void (*note)(void *user, const char *sentence);                           /* a clamp, a default that was chosen, ... */
   void *user;
 } kf_hooks;
 
-typedef struct kf_text { char *data; size_t bytes; } kf_text;      /* data is also NUL-terminated */
-typedef struct kf_ids { int32_t *data; size_t count; } kf_ids;
+typedef struct kf_text {
+  char *data; /* also NUL-terminated */
+  size_t bytes;
+} kf_text;
+
+typedef struct kf_ids {
+  int32_t *data;
+  size_t count;
+} kf_ids;
+
 void kf_text_free(kf_text *t); /* frees what it holds and zeroes it; NULL is allowed */
 void kf_ids_free(kf_ids *ids);
 
@@ -70,14 +78,14 @@ typedef struct kf_model_options {
 } kf_model_options;
 
 typedef struct kf_model_info {
-  char path[1024];      /* where MODEL was found */
-  char family[32];      /* "llama", "mistral", "qwen2", "qwen3", "smollm3", "deepseek_v3", ... (the source's model_type) */
-  char attention[16];   /* "grouped", "latent", "hybrid" */
-  char dtype[16];       /* of the stored weights: "f32", "bf16", "q4_1", ... (the one that most bytes have) */
-  char compute[16];     /* "f32" or "bf16": what this machine will multiply in under KF_COMPUTE_AUTO */
-  char rope[32];        /* "default", "llama3", "yarn", ... */
-  char method[32];      /* conversion method, "" for a model that kvfold did not convert */
-  int64_t parameters;   /* numbers in the checkpoint, a tied head counted once */
+  char path[1024];    /* where MODEL was found */
+  char family[32];    /* "llama", "mistral", "qwen2", "qwen3", "smollm3", "deepseek_v3", ... (the source's model_type) */
+  char attention[16]; /* "grouped", "latent", "hybrid" */
+  char dtype[16];     /* of the stored weights: "f32", "bf16", "q4_1", ... (the one that most bytes have) */
+  char compute[16];   /* "f32" or "bf16": what this machine will multiply in under KF_COMPUTE_AUTO */
+  char rope[32];      /* "default", "llama3", "yarn", ... */
+  char method[32];    /* conversion method, "" for a model that kvfold did not convert */
+  int64_t parameters; /* numbers in the checkpoint, a tied head counted once */
   int layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary;
   int64_t context;
   int64_t cache_elements_per_token; /* summed over layers */
@@ -111,7 +119,8 @@ int kf_tokenizer_size(const kf_tokenizer *t); /* largest id + 1 */
 /* Text that spells an added token becomes that token. Errors: text that is not UTF-8. */
 kf_status kf_tokenizer_encode(const kf_tokenizer *t, const char *text, size_t bytes, unsigned flags, kf_ids *out, kf_error *e);
 /* skip_special leaves out special tokens (BOS, EOS, ...). Invalid UTF-8 becomes U+FFFD. Errors: an id out of range. */
-kf_status kf_tokenizer_decode(const kf_tokenizer *t, const int32_t *ids, size_t count, bool skip_special, kf_text *out, kf_error *e);
+kf_status kf_tokenizer_decode(const kf_tokenizer *t, const int32_t *ids, size_t count, bool skip_special, kf_text *out,
+                              kf_error *e);
 /* The vocabulary's own spelling of one id, "" when there is none; owned by the tokenizer. */
 const char *kf_tokenizer_piece(const kf_tokenizer *t, int32_t id);
 int32_t kf_tokenizer_bos(const kf_tokenizer *t); /* -1: none */
@@ -155,14 +164,14 @@ int64_t kf_batch_tokens(const kf_batch *b, int sequence); /* tokens in its cache
 int64_t kf_batch_cache_bytes(const kf_batch *b);          /* what the rows in use take, all sequences and layers */
 
 typedef struct kf_generate_options {
-  int max_new_tokens;  /* <= 0: up to the model's context */
-  bool greedy;         /* else sample: */
-  float temperature;   /* 1 */
-  float top_p;         /* 1: off */
-  int top_k;           /* 0: off */
+  int max_new_tokens; /* <= 0: up to the model's context */
+  bool greedy;        /* else sample: */
+  float temperature;  /* 1 */
+  float top_p;        /* 1: off */
+  int top_k;          /* 0: off */
   uint64_t seed;
-  bool skip_special;   /* leave special tokens out of the text */
-  bool continues;      /* text goes on from the prompt: a space that would be dropped from the start of a text is kept */
+  bool skip_special; /* leave special tokens out of the text */
+  bool continues;    /* text goes on from the prompt: a space that would be dropped from the start of a text is kept */
   /* Streamed text; may be NULL. */
   void (*on_text)(void *user, const char *piece, size_t bytes);
   void *user;
@@ -209,12 +218,15 @@ kf_status kf_eval(kf_model *m, kf_model *reference, const kf_tokenizer *t, const
 
 /* ------------------------------------------------------------------------------------------------ conversion */
 
-typedef struct kf_setting { const char *key, *value; } kf_setting; /* one KEY=VALUE of --set */
+/* One KEY=VALUE of --set. */
+typedef struct kf_setting {
+  const char *key, *value;
+} kf_setting;
 
 typedef struct kf_convert_options {
-  const char *method;        /* "mha2mla", "x-ecomla", "none" */
-  const char *cache;         /* "192", "50%" or NULL: elements per token and layer */
-  const char *dtype;         /* "f32", "bf16", "f16" or NULL: the source's */
+  const char *method; /* "mha2mla", "x-ecomla", "none" */
+  const char *cache;  /* "192", "50%" or NULL: elements per token and layer */
+  const char *dtype;  /* "f32", "bf16", "f16" or NULL: the source's */
   const kf_setting *settings;
   int setting_count;
   const char *const *calibration; /* files of text */

@@ -8,9 +8,9 @@
 void *kf_alloc(size_t count, size_t size, kf_error *e);
 
 /* Shorthand: KF_NEW(p, n, e) allocates n zeroed elements of p's type, or returns KF_ERROR_MEMORY from the function. */
-#define KF_NEW(pointer, count, e)                                                                  \
-  do {                                                                                             \
-    if (!((pointer) = kf_alloc((size_t)(count), sizeof *(pointer), e))) return KF_ERROR_MEMORY;    \
+#define KF_NEW(pointer, count, e)                                                               \
+  do {                                                                                          \
+    if (!((pointer) = kf_alloc((size_t)(count), sizeof *(pointer), e))) return KF_ERROR_MEMORY; \
   } while (0)
 
 /* A byte string that grows; data is NUL-terminated once anything was added. */

@@ -4,7 +4,9 @@
 
 #include <stdint.h>
 
-typedef struct kf_random { uint64_t s[4]; } kf_random;
+typedef struct kf_random {
+  uint64_t s[4];
+} kf_random;
 
 void kf_random_seed(kf_random *r, uint64_t seed);
 uint64_t kf_random_u64(kf_random *r);

@@ -28,14 +28,16 @@ typedef struct kf_attention_probe {
   float *factor;    /* [heads, d_v, d_v] L */
 } kf_attention_probe;
 
-kf_status kf_attention_statistics_create(const kf_attention_config *a, int hidden, int64_t window, kf_attention_statistics *out, kf_error *e);
+kf_status kf_attention_statistics_create(const kf_attention_config *a, int hidden, int64_t window, kf_attention_statistics *out,
+                                         kf_error *e);
 void kf_attention_statistics_free(kf_attention_statistics *s);
 /* o: [hidden, heads x d_v] */
-kf_status kf_attention_probe_create(const kf_attention_config *a, int hidden, int64_t window, const float *o, kf_attention_probe *out, kf_error *e);
+kf_status kf_attention_probe_create(const kf_attention_config *a, int hidden, int64_t window, const float *o,
+                                    kf_attention_probe *out, kf_error *e);
 void kf_attention_probe_free(kf_attention_probe *p);
 
 /* Adds one window that starts at position 0. x: [m, hidden]; q, k, v: rows of `stride` numbers, heads side by side. */
-kf_status kf_attention_statistics_add(kf_attention_statistics *s, const kf_attention_probe *p, int64_t m, const float *x, const float *q,
-                                      const float *k, const float *v, int64_t stride, int threads, kf_error *e);
+kf_status kf_attention_statistics_add(kf_attention_statistics *s, const kf_attention_probe *p, int64_t m, const float *x,
+                                      const float *q, const float *k, const float *v, int64_t stride, int threads, kf_error *e);
 
 #endif

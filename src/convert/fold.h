@@ -9,7 +9,8 @@ typedef struct kf_fold kf_fold;
 /* Cuts the calibration text into windows (four of five to calibrate on, the fifth to choose by), runs them through the source once, converts
  * every layer in each variant that the settings leave open, and keeps the one whose next-token distribution is nearest
  * (KL on the windows held out). scratch: a file for the statistics, removed by kf_fold_free. */
-kf_status kf_fold_create(const kf_plan *p, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens, const char *scratch, kf_fold **out, kf_error *e);
+kf_status kf_fold_create(const kf_plan *p, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens,
+                         const char *scratch, kf_fold **out, kf_error *e);
 void kf_fold_free(kf_fold *f);
 /* The layers in order: what replaces the attention of each, output projection included when it was refitted. */
 kf_status kf_fold_next(kf_fold *f, int layer, kf_mapped *out, kf_error *e);

@@ -29,7 +29,8 @@ typedef struct kf_channels {
 } kf_channels;
 
 /* statistics: of at least one window. zk [G F, d] and theta [F] are borrowed. */
-kf_status kf_rope_problem_create(const kf_attention_statistics *s, const double complex *zk, const double *theta, kf_rope_problem *out, kf_error *e);
+kf_status kf_rope_problem_create(const kf_attention_statistics *s, const double complex *zk, const double *theta,
+                                 kf_rope_problem *out, kf_error *e);
 void kf_rope_problem_free(kf_rope_problem *p);
 
 /* greedy: the J strongest components of single frequencies, by the query-weighted energy that a mean rotation would lose. */

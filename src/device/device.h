@@ -63,7 +63,9 @@ typedef struct kf_latent_shape {
 } kf_latent_shape;
 
 /* Rows of a plain matrix that belong to one KV head. */
-typedef struct kf_head_rows { int64_t first, count; } kf_head_rows;
+typedef struct kf_head_rows {
+  int64_t first, count;
+} kf_head_rows;
 
 typedef struct kf_device kf_device;
 struct kf_device {
@@ -88,10 +90,11 @@ struct kf_device {
    * h / (heads / w_heads). */
   void (*head_norm)(kf_device *d, float *x, int64_t m, int64_t stride, int heads, int n, const float *w, int w_heads, float eps);
   /* In place: row t of x (stride numbers) is rotated by cos/sin row position[t] of tables [positions, table_pairs]. */
-  void (*rope)(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rope_block *blocks, int block_count,
-               const float *cos, const float *sin, int table_pairs, const int32_t *position);
+  void (*rope)(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rope_block *blocks, int block_count, const float *cos,
+               const float *sin, int table_pairs, const int32_t *position);
   /* rows[at + i][column .. column + n) = x[i][0 .. n), x rows have `stride` numbers. */
-  void (*store)(kf_device *d, const kf_rows *rows, int64_t at, int64_t m, int64_t column, int64_t n, const float *x, int64_t stride);
+  void (*store)(kf_device *d, const kf_rows *rows, int64_t at, int64_t m, int64_t column, int64_t n, const float *x,
+                int64_t stride);
   /* The reverse: y[i][0 .. n) from rows at .. at + m. */
   void (*fetch)(kf_device *d, float *y, int64_t stride, const kf_rows *rows, int64_t at, int64_t m, int64_t column, int64_t n);
   /* Causal, flash style: memory does not grow with the context. */
@@ -108,9 +111,11 @@ struct kf_device {
   /* y [m, f] = silu(gate) * up, gate_up: [m, 2f] gate first. */
   void (*swiglu)(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f);
   /* Per row of logits [m, v]: nll[i] = logsumexp - logit[target[i]] in nats (fp64 sums); best[i] = argmax. */
-  void (*cross_entropy)(kf_device *d, const float *logits, const int32_t *target, int64_t m, int64_t v, double *nll, int32_t *best);
+  void (*cross_entropy)(kf_device *d, const float *logits, const int32_t *target, int64_t m, int64_t v, double *nll,
+                        int32_t *best);
   /* Per row: kl[i] = KL(softmax(reference) || softmax(logits)), difference[i] = max |reference - logits|. */
-  void (*divergence)(kf_device *d, const float *reference, const float *logits, int64_t m, int64_t v, double *kl, double *difference);
+  void (*divergence)(kf_device *d, const float *reference, const float *logits, int64_t m, int64_t v, double *kl,
+                     double *difference);
   void (*close)(kf_device *d);
 };
 

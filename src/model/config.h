@@ -5,16 +5,24 @@
 #include "base/json.h"
 #include "tensor/source.h"
 
-typedef enum kf_rope_type { KF_ROPE_DEFAULT, KF_ROPE_LINEAR, KF_ROPE_DYNAMIC, KF_ROPE_LLAMA3, KF_ROPE_YARN, KF_ROPE_LONGROPE } kf_rope_type;
+typedef enum kf_rope_type {
+  KF_ROPE_DEFAULT,
+  KF_ROPE_LINEAR,
+  KF_ROPE_DYNAMIC,
+  KF_ROPE_LLAMA3,
+  KF_ROPE_YARN,
+  KF_ROPE_LONGROPE
+} kf_rope_type;
 
 /* Frequencies of a rotation over `dim` numbers (dim / 2 pairs): theta and its scaling, as Hugging Face computes them. */
 typedef struct kf_rope {
   kf_rope_type type;
   int dim;
   double theta;
-  double factor, low_freq_factor, high_freq_factor, beta_fast, beta_slow, mscale, mscale_all_dim, attention_factor; /* 0: not given */
-  int64_t original_context, context; /* of the scaling; of the model */
-  bool truncate;                     /* yarn: bounds rounded to whole pairs (default) */
+  /* 0: not given */
+  double factor, low_freq_factor, high_freq_factor, beta_fast, beta_slow, mscale, mscale_all_dim, attention_factor;
+  int64_t original_context, context;        /* of the scaling; of the model */
+  bool truncate;                            /* yarn: bounds rounded to whole pairs (default) */
   const double *short_factor, *long_factor; /* [dim / 2] longrope */
 } kf_rope;
 
@@ -29,15 +37,15 @@ typedef struct kf_attention_config {
   int64_t window;      /* 0: none */
   kf_rope rope;        /* the table of frequencies that pairs index into */
   bool q_bias, k_bias, v_bias, o_bias; /* grouped; a latent layer: kv_a_bias, kv_b_bias below */
-  bool qk_norm;        /* RMSNorm of each q and k head before the rotation */
+  bool qk_norm;                        /* RMSNorm of each q and k head before the rotation */
   /* grouped: rope_heads = kv_heads, every head rotates all d_qk, or nothing (NoPE layer: rope_pairs all 0) */
-  int rope_heads;          /* 1: shared rope key; else kv_heads */
-  bool rope_interleaved;   /* stored rope rows are pairs (2i, 2i + 1): DeepSeek's layout, turned to half-split on loading */
-  const int *rope_pairs;   /* [rope_heads] pairs kept */
+  int rope_heads;            /* 1: shared rope key; else kv_heads */
+  bool rope_interleaved;     /* stored rope rows are pairs (2i, 2i + 1): DeepSeek's layout, turned to half-split on loading */
+  const int *rope_pairs;     /* [rope_heads] pairs kept */
   const int32_t *rope_index; /* the pairs of head 0, then of head 1, ...: columns of the table, [sum rope_pairs] */
-  int rank;                /* latent: kv_lora_rank */
-  int q_rank;              /* 0: full query */
-  bool kv_a_norm, q_a_norm; /* RMSNorm on the latents */
+  int rank;                  /* latent: kv_lora_rank */
+  int q_rank;                /* 0: full query */
+  bool kv_a_norm, q_a_norm;  /* RMSNorm on the latents */
   float latent_eps;
   bool q_a_bias, kv_a_bias, kv_b_bias;
 } kf_attention_config;
@@ -55,11 +63,11 @@ typedef struct kf_config {
   int64_t context;
   float eps;
   bool tied;
-  int32_t bos;           /* -1: none */
-  int32_t eos[16];       /* generation_config.json's, else config.json's */
+  int32_t bos;     /* -1: none */
+  int32_t eos[16]; /* generation_config.json's, else config.json's */
   int eos_count;
   const kf_layer_config *layer; /* [layers] */
-  json_t *json;          /* config.json as read; for a GGUF the equivalent Hugging Face object; owned */
+  json_t *json;                 /* config.json as read; for a GGUF the equivalent Hugging Face object; owned */
 } kf_config;
 
 /* directory: config.json (and generation_config.json). */
@@ -82,6 +90,7 @@ int kf_attention_kv_b_rows(const kf_attention_config *a);
 void kf_rope_frequencies(const kf_rope *r, int64_t length, double *frequency, double *attention_factor);
 const char *kf_rope_type_name(kf_rope_type t);
 /* Reads "rope_theta", "rope_scaling"/"rope_parameters" of a config object into out (dim given). Memory from arena. */
-kf_status kf_rope_from_json(const char *file, const json_t *config, int dim, int64_t context, kf_arena *arena, kf_rope *out, kf_error *e);
+kf_status kf_rope_from_json(const char *file, const json_t *config, int dim, int64_t context, kf_arena *arena, kf_rope *out,
+                            kf_error *e);
 
 #endif

@@ -9,12 +9,13 @@
 typedef struct kf_layer {
   const kf_layer_config *config;
   float *input_norm, *post_norm; /* [hidden] */
-  float *q_norm, *k_norm;        /* [1 or kv_heads, d_qk] or NULL; k_norm of a latent layer: one row a KV head (a shared rope key takes row 0) */
-  float *q_a_norm, *kv_a_norm;   /* [q_rank], [rank] or NULL */
-  kf_weight *q;                  /* grouped: q, k, v rows stacked; latent: q (or q_b) */
+  /* [1 or kv_heads, d_qk] or NULL; k_norm of a latent layer: one row a KV head (a shared rope key takes row 0) */
+  float *q_norm, *k_norm;
+  float *q_a_norm, *kv_a_norm;               /* [q_rank], [rank] or NULL */
+  kf_weight *q;                              /* grouped: q, k, v rows stacked; latent: q (or q_b) */
   kf_weight *q_a, *kv_a, *kv_b, *kv_b_plain; /* latent */
-  float *kv_b_bias;              /* [rows of kv_b] or NULL */
-  kf_head_rows *key_rows, *value_rows; /* latent: [kv_heads] rows of kv_b */
+  float *kv_b_bias;                          /* [rows of kv_b] or NULL */
+  kf_head_rows *key_rows, *value_rows;       /* latent: [kv_heads] rows of kv_b */
   kf_weight *o, *gate_up, *down;
 } kf_layer;
 
@@ -41,12 +42,14 @@ void kf_run_set_form(kf_run *r, kf_latent_form form); /* AUTO: absorbed when a s
  * each row's keys, its values, before norms and rotation, biases included.
  * attended: before the attention's output joins the residual stream x [m, hidden]; out [m, heads, d_v], before o_proj. */
 typedef struct kf_watch {
-  void (*seen)(void *user, int layer, int64_t m, const float *input, const float *q, int64_t q_stride, const float *k, int64_t k_stride);
+  void (*seen)(void *user, int layer, int64_t m, const float *input, const float *q, int64_t q_stride, const float *k,
+               int64_t k_stride);
   void (*attended)(void *user, int layer, int64_t m, const float *x, const float *out);
   void *user;
 } kf_watch;
 
 /* x [tokens, hidden] is replaced by the layer's output. watch may be NULL. */
-kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count, const kf_watch *watch, kf_error *e);
+kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count,
+                           const kf_watch *watch, kf_error *e);
 
 #endif

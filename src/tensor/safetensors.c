@@ -22,7 +22,7 @@ typedef struct {
   kf_error *e;
 } reader;
 
-#define REFUSE(r, name, format, ...)                                                                                             \
+#define REFUSE(r, name, format, ...) \
   kf_fail((r)->e, KF_ERROR_INPUT, "%s: tensor \"%.100s\" " format, (r)->file, name, __VA_ARGS__)
 
 static bool plain_dtype(const char *name, kf_dtype *out) {

@@ -7,18 +7,18 @@ static bool one_of(kf_j_value v, unsigned kinds) {
   return (kinds >> v.kind & 1) != 0;
 }
 
-#define KINDS_ITERABLE                                                                                                           \
-  (1u << KF_J_UNDEFINED | 1u << KF_J_STRING | 1u << KF_J_LIST | 1u << KF_J_TUPLE | 1u << KF_J_GENERATOR | 1u << KF_J_VIEW |      \
+#define KINDS_ITERABLE                                                                                                      \
+  (1u << KF_J_UNDEFINED | 1u << KF_J_STRING | 1u << KF_J_LIST | 1u << KF_J_TUPLE | 1u << KF_J_GENERATOR | 1u << KF_J_VIEW | \
    1u << KF_J_RANGE | 1u << KF_J_DICT | 1u << KF_J_LOOP)
-#define KINDS_SEQUENCE                                                                                                           \
+#define KINDS_SEQUENCE \
   (1u << KF_J_UNDEFINED | 1u << KF_J_STRING | 1u << KF_J_LIST | 1u << KF_J_TUPLE | 1u << KF_J_RANGE | 1u << KF_J_DICT)
 
 /* Tests that only look at the type of the value. */
-#define KIND_TEST(name, kinds)                                                                                                   \
-  static kf_status name(kf_jinja *j, kf_j_value self, const kf_j_args *a, kf_j_value *out) {                                     \
-    (void)j, (void)a;                                                                                                            \
-    *out = kf_j_bool(one_of(self, kinds));                                                                                       \
-    return KF_OK;                                                                                                                \
+#define KIND_TEST(name, kinds)                                                               \
+  static kf_status name(kf_jinja *j, kf_j_value self, const kf_j_args *a, kf_j_value *out) { \
+    (void)j, (void)a;                                                                        \
+    *out = kf_j_bool(one_of(self, kinds));                                                   \
+    return KF_OK;                                                                            \
   }
 KIND_TEST(is_defined, ~(1u << KF_J_UNDEFINED))
 KIND_TEST(is_undefined, 1u << KF_J_UNDEFINED)

@@ -77,7 +77,8 @@ static void test_complete(void **state) {
   char dst[256];
   kf_error e = {0};
   const kf_setting all[] = {{"rope_pairs", "64"}, {"selection", "greedy"}, {"refit", "none"}};
-  if (convert("complete", (kf_convert_options){.cache = "384", .settings = all, .setting_count = 3, .calibration_tokens = 4096}, dst, &e) != KF_OK)
+  if (convert("complete", (kf_convert_options){.cache = "384", .settings = all, .setting_count = 3, .calibration_tokens = 4096},
+              dst, &e) != KF_OK)
     fail_msg("%s", e.message);
   double kl = divergence(dst);
   if (!(kl < 1e-6)) fail_msg("a complete fold diverges by %g", kl);
@@ -90,7 +91,9 @@ static void test_against_the_papers(void **state) {
   static const char *const methods[] = {"fold", "mha2mla", "x-ecomla"};
   double kl[3];
   for (int i = 0; i < 3; i++) {
-    if (convert(methods[i], (kf_convert_options){.method = methods[i], .cache = "50%", .calibration_tokens = 6144}, dst, &e) != KF_OK) fail_msg("%s", e.message);
+    if (convert(methods[i], (kf_convert_options){.method = methods[i], .cache = "50%", .calibration_tokens = 6144}, dst, &e) !=
+        KF_OK)
+      fail_msg("%s", e.message);
     kl[i] = divergence(dst);
   }
   if (!(4 * kl[0] < kl[1] && 4 * kl[0] < kl[2])) fail_msg("KL: fold %g, mha2mla %g, x-ecomla %g", kl[0], kl[1], kl[2]);

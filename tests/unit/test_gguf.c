@@ -59,9 +59,9 @@ static void zeros(kf_buffer *b, size_t bytes) {
   while (bytes--) put(b, "", 1);
 }
 
-#define SIZE(...)                                                                                                                \
-  (sizeof((uint64_t[]){__VA_ARGS__}) / 8), (const uint64_t[]) {                                                                  \
-    __VA_ARGS__                                                                                                                  \
+#define SIZE(...)                                               \
+  (sizeof((uint64_t[]){__VA_ARGS__}) / 8), (const uint64_t[]) { \
+    __VA_ARGS__                                                 \
   }
 
 /* ------------------------------------------------------------------------------------------------ reading */

@@ -17,11 +17,11 @@ static json_t *parse(const char *text) {
   return o;
 }
 
-#define SAYS(call, text)                                                                                                         \
-  do {                                                                                                                           \
-    kf_error e = {0};                                                                                                            \
-    assert_int_equal(call, KF_ERROR_INPUT);                                                                                      \
-    if (!strstr(e.message, text)) fail_msg("\"%s\" lacks \"%s\"", e.message, text);                                              \
+#define SAYS(call, text)                                                            \
+  do {                                                                              \
+    kf_error e = {0};                                                               \
+    assert_int_equal(call, KF_ERROR_INPUT);                                         \
+    if (!strstr(e.message, text)) fail_msg("\"%s\" lacks \"%s\"", e.message, text); \
   } while (0)
 
 static void members(void **state) {

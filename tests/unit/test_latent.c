@@ -49,7 +49,8 @@ static kf_status add_random(void *user, const char *name, int64_t rows, int64_t 
   tensors *t = user;
   float *data = malloc((size_t)(rows * columns) * sizeof *data);
   bool norm = strstr(name, "norm") != NULL;
-  for (int64_t i = 0; i < rows * columns; i++) data[i] = (float)(norm ? 1 + 0.3 * kf_random_normal(&t->random) : 0.3 * kf_random_normal(&t->random));
+  for (int64_t i = 0; i < rows * columns; i++)
+    data[i] = (float)(norm ? 1 + 0.3 * kf_random_normal(&t->random) : 0.3 * kf_random_normal(&t->random));
   int64_t shape[2] = {rows, columns};
   kf_status s = kf_safetensors_add(t->writer, name, KF_F32, columns == 1 ? 1 : 2, shape, data, e);
   free(data);
@@ -63,11 +64,15 @@ static json_t *layer_json(const variant *v) {
     json_array_append_new(pairs, json_integer(v->pairs[g]));
     for (int i = 0; i < v->pairs[g]; i++) json_array_append_new(index, json_integer(spread[(i + g) % 4]));
   }
-  json_t *o = json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:o,s:o,s:{s:i,s:f}}", "attention", "latent", "kv_heads", v->kv_heads, "qk_head_dim", v->d_qk,
-                        "v_head_dim", v->d_v, "kv_lora_rank", v->rank, "q_lora_rank", v->q_rank, "rope_heads", v->rope_heads, "rope_pairs", pairs,
-                        "rope_index", index, "rope", "dim", DIM, "theta", 100.0);
-  const struct { const char *key; bool value; } flags[] = {{"q_bias", v->q_bias}, {"kv_a_bias", v->kv_a_bias}, {"kv_b_bias", v->kv_b_bias},
-                                                           {"o_bias", v->o_bias}, {"qk_norm", v->qk_norm}, {"latent_norm", v->latent_norm}};
+  json_t *o =
+      json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:o,s:o,s:{s:i,s:f}}", "attention", "latent", "kv_heads", v->kv_heads,
+                "qk_head_dim", v->d_qk, "v_head_dim", v->d_v, "kv_lora_rank", v->rank, "q_lora_rank", v->q_rank, "rope_heads",
+                v->rope_heads, "rope_pairs", pairs, "rope_index", index, "rope", "dim", DIM, "theta", 100.0);
+  const struct {
+    const char *key;
+    bool value;
+  } flags[] = {{"q_bias", v->q_bias}, {"kv_a_bias", v->kv_a_bias}, {"kv_b_bias", v->kv_b_bias},
+               {"o_bias", v->o_bias}, {"qk_norm", v->qk_norm},     {"latent_norm", v->latent_norm}};
   for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) json_object_set_new(o, flags[i].key, json_boolean(flags[i].value));
   return o;
 }
@@ -75,11 +80,12 @@ static json_t *layer_json(const variant *v) {
 static void make_model(const char *directory, const variant *v) {
   char path[KF_PATH];
   kf_error e = {0};
-  json_t *o = json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:b,s:i,s:b,s:{s:i,s:s,s:s,s:[o,o]}}", "model_type", "kvfold", "hidden_size", HIDDEN,
-                        "num_attention_heads", HEADS, "num_key_value_heads", 2, "head_dim", 8, "num_hidden_layers", 2, "intermediate_size", FF,
-                        "vocab_size", VOCAB, "max_position_embeddings", 64, "rms_norm_eps", 1e-5, "tie_word_embeddings", 0, "sliding_window",
-                        v->window ? v->window : 1000, "use_sliding_window", 1, "kvfold", "format", 1, "source_model_type", "mistral", "method", "test",
-                        "layers", layer_json(v), layer_json(v));
+  json_t *o =
+      json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:b,s:i,s:b,s:{s:i,s:s,s:s,s:[o,o]}}", "model_type", "kvfold",
+                "hidden_size", HIDDEN, "num_attention_heads", HEADS, "num_key_value_heads", 2, "head_dim", 8, "num_hidden_layers",
+                2, "intermediate_size", FF, "vocab_size", VOCAB, "max_position_embeddings", 64, "rms_norm_eps", 1e-5,
+                "tie_word_embeddings", 0, "sliding_window", v->window ? v->window : 1000, "use_sliding_window", 1, "kvfold",
+                "format", 1, "source_model_type", "mistral", "method", "test", "layers", layer_json(v), layer_json(v));
   snprintf(path, sizeof path, "%s/config.json", directory);
   assert_int_equal(kf_json_write(path, o, &e), KF_OK);
   kf_config c;
@@ -150,7 +156,8 @@ static void attention(const oracle *o, double h[TOKENS][HIDDEN], double out[TOKE
   const variant *v = o->v;
   static double q[TOKENS][HEADS][16], k[TOKENS][HEADS][16], value[TOKENS][HEADS][16];
   int rope_width = kf_attention_rope_width(o->a), rows = kf_attention_kv_b_rows(o->a);
-  float *q_norm = get(o, "self_attn.q_norm.weight", v->kv_heads, v->d_qk), *k_norm = get(o, "self_attn.k_norm.weight", v->kv_heads, v->d_qk);
+  float *q_norm = get(o, "self_attn.q_norm.weight", v->kv_heads, v->d_qk),
+        *k_norm = get(o, "self_attn.k_norm.weight", v->kv_heads, v->d_qk);
   float *kv_norm = get(o, "self_attn.kv_a_layernorm.weight", v->rank, 1);
   float *qa_norm = v->q_rank ? get(o, "self_attn.q_a_layernorm.weight", v->q_rank, 1) : NULL;
   for (int t = 0; t < TOKENS; t++) {
@@ -173,7 +180,9 @@ static void attention(const oracle *o, double h[TOKENS][HIDDEN], double out[TOKE
       memcpy(value[t][g], key + nope, (size_t)v->d_v * sizeof(double));
       key += nope + v->d_v;
       if (v->rope_heads > 1) rope += v->d_qk - nope;
-      if (v->rope_heads == 1) memcpy(k_norm + g * v->d_qk + nope, k_norm + nope, (size_t)(v->d_qk - nope) * sizeof(float)); /* one rope key, one weight */
+      if (v->rope_heads == 1)
+        memcpy(k_norm + g * v->d_qk + nope, k_norm + nope,
+               (size_t)(v->d_qk - nope) * sizeof(float)); /* one rope key, one weight */
       if (v->qk_norm) rms(k[t][g], v->d_qk, k_norm + g * v->d_qk, 1e-5);
       rotate(o, g, k[t][g] + nope, t);
       for (int i = g * group; i < (g + 1) * group; i++) {
@@ -257,13 +266,17 @@ static void run_variant(const variant *v) {
   make_model(directory, v);
   kf_error e = {0};
   kf_model *m = NULL;
-  if (kf_model_open(directory, &(kf_model_options){.compute = KF_COMPUTE_F32, .threads = 2}, &m, &e) != KF_OK) fail_msg("%s: %s", v->name, e.message);
+  if (kf_model_open(directory, &(kf_model_options){.compute = KF_COMPUTE_F32, .threads = 2}, &m, &e) != KF_OK)
+    fail_msg("%s: %s", v->name, e.message);
   int32_t ids[TOKENS];
   for (int i = 0; i < TOKENS; i++) ids[i] = (i * 17 + 5) % VOCAB;
   static double want[TOKENS][VOCAB];
   static float got[TOKENS][VOCAB];
   forward(m, v, ids, want);
-  static const struct { const char *name; kf_latent_form form; } forms[] = {{"expanded", KF_FORM_EXPANDED}, {"absorbed", KF_FORM_ABSORBED}, {"auto", KF_FORM_AUTO}};
+  static const struct {
+    const char *name;
+    kf_latent_form form;
+  } forms[] = {{"expanded", KF_FORM_EXPANDED}, {"absorbed", KF_FORM_ABSORBED}, {"auto", KF_FORM_AUTO}};
   for (int f = 0; f < 3; f++) {
     kf_run_set_form(m->run, forms[f].form);
     assert_int_equal(kf_logits(m, ids, TOKENS, got[0], &e), KF_OK);
