@@ -115,7 +115,7 @@ static kf_status try_candidate(kf_fold *f, candidate *c, int index, const kf_fol
   kf_channels_free(&channels);
   KF_TRY(status);
   c->student.layer[index].attention = mapped->attention;
-  status = kf_layer_mapped(f->device, teacher, &c->student.layer[index], mapped, f->config->hidden, &layer, e);
+  status = kf_layer_mapped(f->device, teacher, &c->student.layer[index], mapped, &layer, e);
   kf_mapped_drop(mapped);
   KF_TRY(status);
   c->student.stream.config = &c->student.config;
@@ -387,15 +387,20 @@ done:
 /* The refit, and both streams through the layer. */
 static kf_status refit(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out,
                        kf_error *e) {
+  const kf_layer_config *config = &f->student.layer[index];
   kf_layer layer;
   f->student.layer[index].attention = out->attention;
-  KF_TRY(kf_layer_mapped(f->device, teacher, &f->student.layer[index], out, f->config->hidden, &layer, e));
-  kf_status s = refit_output(f, index, source, teacher, &layer, out, e);
-  kf_layer_mapped_free(&layer, teacher, f->device);
-  KF_TRY(s);
-  KF_TRY(kf_layer_mapped(f->device, teacher, &f->student.layer[index], out, f->config->hidden, &layer, e));
-  s = kf_stream_forward(f->device, f->run, &layer, index, &f->student.stream, NULL, e);
-  kf_layer_mapped_free(&layer, teacher, f->device);
+  kf_status s = kf_layer_mapped(f->device, teacher, config, out, &layer, e);
+  if (s == KF_OK) {
+    s = refit_output(f, index, source, teacher, &layer, out, e);
+    kf_layer_mapped_free(&layer, teacher, f->device);
+  }
+  if (s == KF_OK) s = kf_layer_mapped(f->device, teacher, config, out, &layer, e);
+  if (s == KF_OK) {
+    s = kf_stream_forward(f->device, f->run, &layer, index, &f->student.stream, NULL, e);
+    kf_layer_mapped_free(&layer, teacher, f->device);
+  }
+  kf_student_forget(&f->student, index, f->elements); /* the lists of `out` are the caller's */
   return s;
 }
 

@@ -3,8 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-kf_status kf_student_create(const kf_config *source, int64_t elements, const kf_stream *like, kf_student *out, kf_error *e) {
+void kf_student_forget(kf_student *s, int layer, int64_t elements) {
   static const int no_pairs[1] = {0};
+  s->layer[layer].attention =
+      (kf_attention_config){.kind = KF_LATENT, .rank = (int)elements, .rope_heads = 1, .rope_pairs = no_pairs};
+}
+
+kf_status kf_student_create(const kf_config *source, int64_t elements, const kf_stream *like, kf_student *out, kf_error *e) {
   int64_t count = like->windows * like->window * source->hidden;
   *out = (kf_student){.config = *source, .stream = *like};
   out->stream.x = NULL;
@@ -17,8 +22,7 @@ kf_status kf_student_create(const kf_config *source, int64_t elements, const kf_
   }
   for (int i = 0; i < source->layers; i++) { /* until a layer is mapped, only the width of its cache rows is known */
     out->layer[i] = source->layer[i];
-    out->layer[i].attention =
-        (kf_attention_config){.kind = KF_LATENT, .rank = (int)elements, .rope_heads = 1, .rope_pairs = no_pairs};
+    kf_student_forget(out, i, elements);
   }
   out->config.layer = out->layer;
   memcpy(out->stream.x, like->x, (size_t)count * sizeof *like->x);
@@ -58,11 +62,10 @@ static kf_status pack(kf_device *d, const kf_mapped *m, const char *name, kf_wei
 }
 
 kf_status kf_layer_mapped(kf_device *d, const kf_layer *teacher, const kf_layer_config *config, const kf_mapped *mapped,
-                          int hidden, kf_layer *out, kf_error *e) {
+                          kf_layer *out, kf_error *e) {
   const kf_attention_config *a = &config->attention;
   const kf_mapped_tensor *kv_b = tensor(mapped, "kv_b_proj.weight");
   kf_status s;
-  (void)hidden;
   *out = (kf_layer){.config = config,
                     .input_norm = teacher->input_norm,
                     .post_norm = teacher->post_norm,

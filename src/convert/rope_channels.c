@@ -244,8 +244,26 @@ static kf_status roots(pursuit *q, kf_error *e) {
   return s;
 }
 
-/* Top eigenpair of Y^H Y, Y rows (g, f) = sqrt(weight / gram[c, c]) S, by power iteration from the last direction. */
-static double strongest(pursuit *q, int c, int iterations, cplx *y) {
+/* Where power iteration begins: the last direction, which the channel taken since may have emptied, and the heaviest row. */
+static void aim(pursuit *q, int c) {
+  int64_t n = q->n, F = q->p->pairs, heaviest = 0;
+  const cplx *S = q->overlap + (int64_t)c * n * n;
+  cplx *v = q->direction + c * n;
+  double most = 0;
+  for (int64_t r = 0; r < n; r++) {
+    double sum = 0, scale = q->weight[r] / creal(q->p->gram[(r / F * F + c) * F + c]);
+    for (int64_t i = 0; i < n; i++) sum += creal(S[r * n + i]) * creal(S[r * n + i]) + cimag(S[r * n + i]) * cimag(S[r * n + i]);
+    if (scale * sum > most) {
+      most = scale * sum;
+      heaviest = r;
+      q->gain[c] = sqrt(sum);
+    }
+  }
+  for (int64_t i = 0; i < n && most > 0; i++) v[i] += conj(S[heaviest * n + i]) / q->gain[c];
+}
+
+/* Top eigenpair of Y^H Y, Y rows (g, f) = sqrt(weight / gram[c, c]) S, by power iteration. */
+static double strongest(pursuit *q, int c, int iterations, double tolerance, cplx *y) {
   int64_t n = q->n, F = q->p->pairs;
   cplx *v = q->direction + c * n, *next = y + n;
   const cplx *S = q->overlap + (int64_t)c * n * n;
@@ -272,7 +290,7 @@ static double strongest(pursuit *q, int c, int iterations, cplx *y) {
     norm = sqrt(norm);
     if (!(norm > 0)) return 0;
     for (int64_t i = 0; i < n; i++) v[i] = next[i] / norm;
-    bool settled = fabs(norm - value) < 1e-7 * norm;
+    bool settled = fabs(norm - value) < tolerance * norm;
     value = norm;
     if (settled) break;
   }
@@ -290,8 +308,6 @@ static void start(pursuit *q) {
       cplx factor = p->gram[r * F + c]; /* row (g, f) of [G, F, F] */
       for (int64_t i = 0; i < q->n; i++) q->overlap[((int64_t)c * q->n + r) * q->n + i] = factor * q->root[r * q->n + i];
     }
-  for (int c = 0; c < F; c++) /* a start that no eigenvector is orthogonal to in practice: the row of the largest weight */
-    for (int64_t i = 0; i < q->n; i++) q->direction[(int64_t)c * q->n + i] = conj(q->root[c * q->n + i]) + 1e-3;
 }
 
 /* R[., best, :] loses the part that the channel carries; all candidates' S follow. */
@@ -325,12 +341,14 @@ static kf_status pursue(pursuit *q, int count, const bool *allowed, int threads,
   start(q);
   for (int j = 0; j < count; j++) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int c = 0; c < F; c++)
-      q->gain[c] = allowed && (!allowed[c] || used[c]) ? -1 : strongest(q, c, j ? 12 : 60, work + 2 * n * c);
+    for (int c = 0; c < F; c++) {
+      aim(q, c);
+      q->gain[c] = allowed && (!allowed[c] || used[c]) ? -1 : strongest(q, c, 40, 1e-5, work + 2 * n * c);
+    }
     int best = 0;
     for (int c = 1; c < F; c++)
       if (q->gain[c] > q->gain[best]) best = c;
-    strongest(q, best, 100, work);
+    strongest(q, best, 500, 1e-12, work);
     const cplx *u = q->direction + best * n;
     out->frequency[j] = best;
     used[best] = true;

@@ -38,7 +38,6 @@ kf_status kf_run_slot(kf_run *r, kf_slot slot, int64_t count, float **out, kf_er
 }
 
 static bool same_rope(const kf_rope *a, const kf_rope *b) {
-  if (a == b) return true;
   if (a->type != b->type || a->dim != b->dim || a->theta != b->theta || a->context != b->context) return false;
   double fa[4096], fb[4096], ma, mb;
   if (a->type == KF_ROPE_DYNAMIC || a->type == KF_ROPE_LONGROPE || a->dim > 8192)
@@ -56,7 +55,7 @@ static bool same_length(const kf_rope *r, int64_t a, int64_t b) {
 }
 
 static kf_status fill(kf_rope_table *t, int64_t length, kf_error *e) {
-  int64_t pairs = t->rope->dim / 2, rows = length < 512 ? 512 : length + length / 2;
+  int64_t pairs = t->rope.dim / 2, rows = length < 512 ? 512 : length + length / 2;
   double *f, factor;
   KF_NEW(f, pairs + 1, e);
   float *cosine = kf_alloc((size_t)(rows * pairs) + 1, sizeof *cosine, e),
@@ -67,7 +66,7 @@ static kf_status fill(kf_rope_table *t, int64_t length, kf_error *e) {
     free(sine);
     return KF_ERROR_MEMORY;
   }
-  kf_rope_frequencies(t->rope, length, f, &factor);
+  kf_rope_frequencies(&t->rope, length, f, &factor);
   for (int64_t p = 0; p < rows; p++)
     for (int64_t i = 0; i < pairs; i++) {
       float angle = (float)p * (float)f[i]; /* an f32 product, as Hugging Face forms it */
@@ -87,11 +86,11 @@ static kf_status fill(kf_rope_table *t, int64_t length, kf_error *e) {
 kf_status kf_run_rope(kf_run *r, const kf_rope *rope, int64_t length, const kf_rope_table **out, kf_error *e) {
   kf_rope_table *t = NULL;
   for (int i = 0; i < r->tables && !t; i++)
-    if (same_rope(r->table[i].rope, rope)) t = &r->table[i];
+    if (same_rope(&r->table[i].rope, rope)) t = &r->table[i];
   if (!t) {
     if (r->tables == KF_TABLES) return kf_fail(e, KF_ERROR_INPUT, "more than %d different rotations in one model", KF_TABLES);
     t = &r->table[r->tables];
-    *t = (kf_rope_table){.rope = rope};
+    *t = (kf_rope_table){.rope = *rope};
     KF_TRY(fill(t, length, e));
     r->tables++;
   }

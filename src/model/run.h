@@ -14,7 +14,7 @@ typedef enum kf_slot {
 /* clang-format on */
 
 typedef struct kf_rope_table {
-  const kf_rope *rope;
+  kf_rope rope;
   int64_t positions, length; /* rows filled; sequence length that the frequencies are for */
   float *cos, *sin;          /* [positions, dim / 2] */
 } kf_rope_table;
