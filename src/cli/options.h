@@ -43,20 +43,16 @@ typedef struct cli_common {
 } cli_common;
 
 /* Rows that most tables share. */
-#define CLI_JSON_OPTION                                                                                                          \
+#define CLI_JSON_OPTION \
   { "json", NULL, CLI_FLAG, offsetof(cli_common, json), 0, 0, "print one JSON object on stdout and nothing else there" }
-#define CLI_COMPUTE_OPTIONS                                                                                                      \
-  {"compute",                                                                                                                    \
-   "auto|f32|bf16",                                                                                                              \
-   CLI_CHOICE,                                                                                                                   \
-   offsetof(cli_common, compute),                                                                                                \
-   0,                                                                                                                            \
-   0,                                                                                                                            \
-   "what matrices are multiplied in; auto (default): bf16 where the CPU multiplies it natively, else f32"},                      \
-  {                                                                                                                              \
-    "threads", "N", CLI_INT, offsetof(cli_common, threads), 0, 4096, "threads; 0 (default): all that the process may use"        \
-  }
-#define CLI_END_OPTION                                                                                                           \
+/* clang-format off */
+#define CLI_COMPUTE_OPTIONS                                                                                  \
+  {"compute", "auto|f32|bf16", CLI_CHOICE, offsetof(cli_common, compute), 0, 0,                              \
+   "what matrices are multiplied in; auto (default): bf16 where the CPU multiplies it natively, else f32"},  \
+  {"threads", "N", CLI_INT, offsetof(cli_common, threads), 0, 4096,                                          \
+   "threads; 0 (default): all that the process may use"}
+/* clang-format on */
+#define CLI_END_OPTION \
   { NULL, NULL, CLI_FLAG, 0, 0, 0, NULL }
 
 typedef struct cli_command {

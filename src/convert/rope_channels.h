@@ -10,6 +10,10 @@
 
 #include "convert/attention_statistics.h"
 
+#ifndef CMPLX /* glibc defines it for gcc alone */
+#define CMPLX(re, im) ((double)(re) + _Complex_I * (double)(im))
+#endif
+
 typedef struct kf_rope_problem {
   int heads, kv_heads, pairs, hidden; /* H, G, F, d */
   int64_t window;

@@ -24,7 +24,8 @@ kf_status kf_gguf_real(const kf_gguf *g, const char *key, double *out, kf_error 
 kf_status kf_gguf_string(const kf_gguf *g, const char *key, const char **out, kf_error *e); /* lives as long as g */
 /* Arrays: the count (0 when missing), then one element at a time. */
 int64_t kf_gguf_array(const kf_gguf *g, const char *key);
-const char *kf_gguf_array_string(const kf_gguf *g, const char *key, int64_t i, size_t *bytes); /* NUL-terminated copy; NULL: not strings */
+/* A copy that ends with NUL; NULL: not strings. */
+const char *kf_gguf_array_string(const kf_gguf *g, const char *key, int64_t i, size_t *bytes);
 bool kf_gguf_array_real(const kf_gguf *g, const char *key, int64_t i, double *out);
 bool kf_gguf_array_int(const kf_gguf *g, const char *key, int64_t i, int64_t *out);
 
