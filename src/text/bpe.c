@@ -155,7 +155,7 @@ static void index_symbols(kf_bpe *b) {
 static kf_status read_model(kf_bpe *b, const json_t *model, const char *file, kf_vocab *v, kf_error *e) {
   const char *type, *unk;
   KF_TRY(kf_json_string(model, file, "type", "BPE", &type, e));
-  if (strcmp(type, "BPE"))
+  if (strcmp(type, "BPE") != 0)
     return kf_fail(e, KF_ERROR_INPUT, "%s: a tokenizer model of type %s is not supported, only BPE", file, type);
   KF_TRY(refuse(model, "dropout", file, e));
   KF_TRY(refuse(model, "continuing_subword_prefix", file, e));

@@ -89,7 +89,7 @@ static kf_status read_stages(kf_detokenizer *d, const json_t *spec, const char *
     return KF_OK;
   }
   size_t kind = 0;
-  while (kind < sizeof known / sizeof *known && strcmp(type, known[kind])) kind++;
+  while (kind < sizeof known / sizeof *known && strcmp(type, known[kind]) != 0) kind++;
   if (kind == sizeof known / sizeof *known)
     return kf_fail(e, KF_ERROR_INPUT, "%s: decoder \"%.60s\" is not supported", file, type);
   if (d->count == KF_DECODER_STAGES) return kf_fail(e, KF_ERROR_INPUT, "%s: more than %d decoders", file, KF_DECODER_STAGES);
@@ -209,7 +209,7 @@ static int hex(char c) {
 }
 
 static int byte_of_token(const char *t, size_t bytes) {
-  if (bytes != 6 || memcmp(t, "<0x", 3) || t[5] != '>' || hex(t[3]) < 0 || hex(t[4]) < 0) return -1;
+  if (bytes != 6 || memcmp(t, "<0x", 3) != 0 || t[5] != '>' || hex(t[3]) < 0 || hex(t[4]) < 0) return -1;
   return hex(t[3]) * 16 + hex(t[4]);
 }
 
@@ -217,7 +217,7 @@ static kf_status run_strip(kf_detokenizing *d, const stage *s, int i, const char
                            kf_error *e) {
   int *left = s->fused ? &d->strip_left : &(int){s->start};
   while (*left > 0 && bytes) {
-    if (bytes < s->bytes || memcmp(text, s->text, s->bytes)) {
+    if (bytes < s->bytes || memcmp(text, s->text, s->bytes) != 0) {
       *left = 0;
       break;
     }

@@ -336,7 +336,7 @@ static kf_status sort(kf_jinja *j, kf_j_value self, const kf_j_args *a, kf_j_val
 static kf_status dict_sort(kf_jinja *j, kf_j_value self, const kf_j_args *a, kf_j_value *out) {
   if (self.kind != KF_J_DICT) return kf_j_fail(j, "dictsort needs a mapping, not %s", kf_j_type(self));
   const char *by = a->items[1].kind == KF_J_STRING ? a->items[1].string->data : "key";
-  if (strcmp(by, "key") && strcmp(by, "value")) return kf_j_fail(j, "dictsort sorts by 'key' or 'value'");
+  if (strcmp(by, "key") != 0 && strcmp(by, "value") != 0) return kf_j_fail(j, "dictsort sorts by 'key' or 'value'");
   kf_j_value pairs;
   KF_TRY(items_of(j, self, a, &pairs));
   return sorted(j, pairs.list, kf_j_int(by[0] == 'v'), kf_j_truth(a->items[0]), kf_j_truth(a->items[2]), out);

@@ -71,7 +71,7 @@ static kf_status read_steps(kf_normalizer *n, const json_t *spec, const char *fi
   KF_TRY(kf_json_string(spec, file, "type", "", &type, e));
   if (!strcmp(type, "Sequence")) return read_sequence(n, json_object_get(spec, "normalizers"), file, depth, e);
   size_t k = 0;
-  while (k < sizeof known / sizeof *known && strcmp(known[k].type, type)) k++;
+  while (k < sizeof known / sizeof *known && strcmp(known[k].type, type) != 0) k++;
   if (k == sizeof known / sizeof *known)
     return kf_fail(e, KF_ERROR_INPUT, "%s: normalizer \"%.60s\" is not supported", file, type);
   if (n->count == MOST_STEPS) return kf_fail(e, KF_ERROR_INPUT, "%s: more than %d normalizers", file, MOST_STEPS);

@@ -280,7 +280,7 @@ static kf_status read_settings(reader *r, kf_error *e) {
   KF_TRY(kf_gguf_string(r->g, "tokenizer.ggml.model", &model, e));
   KF_TRY(kf_gguf_string(r->g, "tokenizer.ggml.pre", &pre, e));
   r->sentencepiece = !strcmp(model, "llama");
-  if (!r->sentencepiece && strcmp(model, "gpt2"))
+  if (!r->sentencepiece && strcmp(model, "gpt2") != 0)
     return kf_fail(e, KF_ERROR_INPUT, "%s: tokenizer.ggml.model is \"%.60s\", expected gpt2 or llama", r->path, model);
   if (!r->sentencepiece && !(r->pre = find_pre(pre)))
     return kf_fail(e, KF_ERROR_INPUT, "%s: the pre-tokenizer \"%.60s\" (tokenizer.ggml.pre) is not known", r->path, pre);

@@ -9,7 +9,7 @@ kf_status kf_tokenizer_add(kf_tokenizer *t, kf_added token, kf_error *e) {
   if (!token.bytes) return KF_OK;
   for (int i = 0; i < t->added_count; i++) {
     kf_added *have = &t->added[i];
-    if (have->bytes != token.bytes || memcmp(have->content, token.content, token.bytes)) continue;
+    if (have->bytes != token.bytes || memcmp(have->content, token.content, token.bytes) != 0) continue;
     have->lstrip = token.lstrip, have->rstrip = token.rstrip, have->single_word = token.single_word;
     have->special |= token.special;
     return KF_OK;
@@ -103,7 +103,7 @@ static kf_status read_post_processor(kf_tokenizer *t, const json_t *post, int de
  * tokenizers do when they are loaded. */
 static kf_status read_pretokenizer(kf_tokenizer *t, const json_t *spec, const json_t *config, kf_error *e) {
   const char *type = json_string_value(json_object_get(spec, "type"));
-  if (!config || !type || strcmp(type, "ByteLevel")) return kf_pretokenizer_read(spec, t->file, &t->pretokenizer, e);
+  if (!config || !type || strcmp(type, "ByteLevel") != 0) return kf_pretokenizer_read(spec, t->file, &t->pretokenizer, e);
   json_t *changed = json_copy((json_t *)spec);
   if (!changed ||
       json_object_set_new(changed, "add_prefix_space", json_boolean(json_is_true(json_object_get(config, "add_prefix_space"))))) {

@@ -46,7 +46,7 @@ kf_status kf_vocab_add(kf_vocab *v, const char *text, size_t bytes, int64_t id, 
   if (id < 0 || id >= KF_VOCAB_IDS || bytes > INT32_MAX)
     return kf_fail(e, KF_ERROR_INPUT, "%s: token \"%.60s\" has the id %lld, outside 0..%d", file, text, (long long)id,
                    KF_VOCAB_IDS - 1);
-  if (id < v->size && v->pieces[id].text && (v->pieces[id].bytes != bytes || memcmp(v->pieces[id].text, text, bytes)))
+  if (id < v->size && v->pieces[id].text && (v->pieces[id].bytes != bytes || memcmp(v->pieces[id].text, text, bytes) != 0))
     return kf_fail(e, KF_ERROR_INPUT, "%s: tokens \"%.60s\" and \"%.60s\" have the same id %lld", file, v->pieces[id].text, text,
                    (long long)id);
   if (!v->slots || (uint32_t)v->count * 2 > v->mask) KF_TRY(grow_slots(v, e));
