@@ -312,7 +312,7 @@ static float softmax(float *s, int count, int low, int high, const float *factor
   return alpha;
 }
 
-#define KF_VECTOR_KERNELS                                                                                                        \
+#define KF_VECTOR_KERNELS \
   { sum_squares, scale, rotate, swiglu, to_bf16, from_bf16, most, sum_exp, divergence, dot_rows }
-#define KF_TILE_KERNELS                                                                                                          \
+#define KF_TILE_KERNELS \
   { KF_F32, 1, convert, pack_keys, pack_values, multiply, weigh, softmax }
