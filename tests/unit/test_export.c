@@ -1,0 +1,446 @@
+/* Exports of the example model: what is exported computes what was converted, what cannot be exported says why, and a GGUF
+ * holds the directory's tensors and the model's own tokenizer. Stock engines themselves: bench/interop.py. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/json.h"
+#include "export/export.h"
+
+static const char books[] = KVFOLD_SOURCE_DIR "/examples/books-7m";
+static char scratch[] = "/tmp/kvfold-export-XXXXXX";
+static const kf_export_options directory = {.format = "deepseek-v3", .dtype = "f32"}, file = {.format = "gguf", .dtype = "f32"};
+
+enum { TOKENS = 40 };
+
+static int make_scratch(void **state) {
+  (void)state;
+  return mkdtemp(scratch) == NULL;
+}
+
+static int remove_scratch(void **state) {
+  (void)state;
+  return kf_remove_tree(scratch, NULL) != KF_OK;
+}
+
+static const char *in_scratch(const char *name) {
+  static char path[4][256];
+  static int turn;
+  turn = (turn + 1) % 4;
+  snprintf(path[turn], sizeof path[0], "%s/%s", scratch, name);
+  return path[turn];
+}
+
+/* settings: KEY, VALUE, ..., NULL */
+static void convert(const char *src, const char *name, const char *method, const char *const *settings) {
+  kf_error e = {0};
+  kf_setting list[8];
+  kf_convert_options o = {.method = method, .cache = "50%", .dtype = "f32", .settings = list};
+  for (int i = 0; settings && settings[i]; i += 2) list[o.setting_count++] = (kf_setting){settings[i], settings[i + 1]};
+  kf_remove_tree(in_scratch(name), NULL);
+  if (kf_convert(src, in_scratch(name), &o, NULL, &e) != KF_OK) fail_msg("%s", e.message);
+}
+
+static void export(const char *from, const char *to, const kf_export_options *o) {
+  kf_error e = {0};
+  kf_remove_tree(in_scratch(to), NULL);
+  if (kf_export(in_scratch(from), in_scratch(to), o, NULL, &e) != KF_OK) fail_msg("%s", e.message);
+}
+
+static float *logits_of(const char *name, size_t *count) {
+  kf_error e = {0};
+  kf_model *m;
+  kf_model_options o = {.compute = KF_COMPUTE_F32};
+  int32_t ids[TOKENS];
+  if (kf_model_open(in_scratch(name), &o, &m, &e) != KF_OK) fail_msg("%s", e.message);
+  int vocabulary = kf_model_get_info(m)->vocabulary;
+  for (int i = 0; i < TOKENS; i++) ids[i] = (i * 7919 + 13) % vocabulary;
+  *count = (size_t)TOKENS * (size_t)vocabulary;
+  float *logits = malloc(*count * sizeof *logits);
+  assert_non_null(logits);
+  if (kf_logits(m, ids, TOKENS, logits, &e) != KF_OK) fail_msg("%s", e.message);
+  kf_model_close(m);
+  return logits;
+}
+
+/* |a - b| / |a| of the logits */
+static double difference(const char *a, const char *b) {
+  size_t count, other;
+  float *x = logits_of(a, &count), *y = logits_of(b, &other);
+  assert_int_equal(count, other);
+  double error = 0, size = 0;
+  for (size_t i = 0; i < count; i++) {
+    error += pow((double)x[i] - (double)y[i], 2);
+    size += pow((double)x[i], 2);
+  }
+  free(x);
+  free(y);
+  return sqrt(error / size);
+}
+
+static json_t *read_config(const char *name) {
+  char path[KF_PATH];
+  kf_error e = {0};
+  json_t *config;
+  snprintf(path, sizeof path, "%s/config.json", in_scratch(name));
+  if (kf_json_read(path, &config, &e) != KF_OK) fail_msg("%s", e.message);
+  return config;
+}
+
+static void write_config(const char *name, json_t *config) {
+  char path[KF_PATH];
+  snprintf(path, sizeof path, "%s/config.json", in_scratch(name));
+  assert_int_equal(kf_json_write(path, config, NULL), KF_OK);
+  json_decref(config);
+}
+
+static json_t *layer_of(json_t *config, int layer) {
+  return json_array_get(json_object_get(json_object_get(config, "kvfold"), "layers"), (size_t)layer);
+}
+
+static int64_t config_int(const char *name, const char *key) {
+  json_t *config = read_config(name);
+  int64_t value = json_integer_value(json_object_get(config, key));
+  json_decref(config);
+  return value;
+}
+
+/* ------------------------------------------------------------------------------------------------ directory */
+
+static void test_directory(void **state) {
+  (void)state;
+  static const char *const settings[][5] = {
+      {NULL},
+      {"kv_energy", "0.9", NULL},                        /* ranks that differ from layer to layer */
+      {"latent_norm", "true", "kv_energy", "0.9", NULL}, /* a real norm, over the filled-up rank */
+      {"q_rank", "100", "rope_dim", "8", NULL},          /* multiplied out */
+      {"kv_b", "query", "singular_values", "up", NULL},
+  };
+  for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+    convert(books, "source", "x-ecomla", settings[i]);
+    export("source", "deepseek", &directory);
+    double d = difference("source", "deepseek");
+    if (!(d < 1e-5)) fail_msg("settings %zu: the exported model's logits differ by %g", i, d);
+  }
+  json_t *config = read_config("deepseek");
+  assert_string_equal(json_string_value(json_object_get(config, "model_type")), "deepseek_v3");
+  assert_null(json_object_get(config, "auto_map"));
+  assert_null(json_object_get(config, "kvfold"));
+  assert_true(json_real_value(json_object_get(config, "rms_norm_eps")) == 1e-6);
+  json_decref(config);
+  assert_false(kf_exists(in_scratch("deepseek.partial")));
+}
+
+/* Pairs of a larger table: every second frequency makes a table of its own, others need the whole one, with unused slots. */
+static void test_table(void **state) {
+  (void)state;
+  convert(books, "table", "x-ecomla", NULL); /* 8 pairs of a table of 8 */
+  for (int odd = 0; odd < 2; odd++) {
+    json_t *config = read_config("table");
+    for (int layer = 0; layer < 8; layer++) {
+      json_t *l = layer_of(config, layer), *index = json_array();
+      for (int k = 0; k < 8; k++) json_array_append_new(index, json_integer(2 * k));
+      if (odd && layer == 3) json_array_set_new(index, 2, json_integer(5));
+      json_object_set_new(l, "rope_index", index);
+      json_object_set_new(json_object_get(l, "rope"), "dim", json_integer(32));
+    }
+    write_config("table", config);
+    export("table", "table-out", &directory);
+    assert_int_equal(config_int("table-out", "qk_rope_head_dim"), odd ? 32 : 16);
+    double d = difference("table", "table-out");
+    if (!(d < 1e-5)) fail_msg("odd %d: the exported model's logits differ by %g", odd, d);
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------ GGUF */
+
+static kf_gguf *open_gguf(const char *name) {
+  kf_error e = {0};
+  kf_gguf *g;
+  if (kf_gguf_open(in_scratch(name), &g, &e) != KF_OK) fail_msg("%s", e.message);
+  return g;
+}
+
+static int64_t gguf_int(const kf_gguf *g, const char *key) {
+  int64_t value = -1;
+  assert_int_equal(kf_gguf_int(g, key, &value, NULL), KF_OK);
+  return value;
+}
+
+static float *numbers(const kf_view *v, int64_t *count) {
+  assert_non_null(v);
+  *count = 1;
+  for (int i = 0; i < v->dims; i++) *count *= v->shape[i];
+  float *to = malloc((size_t)*count * sizeof *to);
+  assert_non_null(to);
+  kf_to_f32(v->dtype, v->data, to, (size_t)*count);
+  return to;
+}
+
+/* Keys transposed and values of every head are kv_b of the directory. */
+static void check_up_projections(const kf_gguf *g, const kf_source *hf) {
+  enum { HEADS = 8, NOPE = 16, V = 32 };
+  int64_t rank = gguf_int(g, "deepseek2.attention.kv_lora_rank"), count;
+  float *k = numbers(kf_gguf_find(g, "blk.2.attn_k_b.weight"), &count),
+        *v = numbers(kf_gguf_find(g, "blk.2.attn_v_b.weight"), &count);
+  float *kv = numbers(kf_source_find(hf, "model.layers.2.self_attn.kv_b_proj.weight"), &count);
+  assert_int_equal(count, HEADS * (NOPE + V) * rank);
+  for (int64_t h = 0; h < HEADS; h++)
+    for (int64_t l = 0; l < rank; l++) {
+      for (int64_t i = 0; i < NOPE; i++) assert_true(k[(h * rank + l) * NOPE + i] == kv[(h * (NOPE + V) + i) * rank + l]);
+      for (int64_t i = 0; i < V; i++) assert_true(v[(h * V + i) * rank + l] == kv[(h * (NOPE + V) + NOPE + i) * rank + l]);
+    }
+  free(k);
+  free(v);
+  free(kv);
+}
+
+static void test_gguf(void **state) {
+  (void)state;
+  kf_error e = {0};
+  kf_source *hf;
+  kf_export_result r;
+  convert(books, "source", "x-ecomla", NULL);
+  export("source", "deepseek", &directory);
+  if (kf_export(in_scratch("source"), in_scratch("model.gguf"), &(kf_export_options){.dtype = "f32"}, &r, &e) != KF_OK)
+    fail_msg("%s", e.message);
+  assert_string_equal(r.format, "gguf"); /* by the name */
+  kf_gguf *g = open_gguf("model.gguf");
+  assert_int_equal(kf_source_open(in_scratch("deepseek"), &hf, &e), KF_OK);
+  assert_int_equal(kf_gguf_count(g), r.tensors);
+  assert_int_equal(r.tensors, 8 * 11 + 2); /* the head is the embedding's */
+  assert_int_equal(gguf_int(g, "deepseek2.attention.q_lora_rank"), 0);
+  assert_int_equal(gguf_int(g, "deepseek2.attention.key_length_mla"), 32);
+  assert_int_equal(gguf_int(g, "deepseek2.rope.dimension_count"), 16);
+  check_up_projections(g, hf);
+  int64_t count;
+  float *embedding = numbers(kf_gguf_find(g, "token_embd.weight"), &count);
+  float *head = numbers(kf_source_find(hf, "lm_head.weight"), &count);
+  assert_memory_equal(embedding, head, (size_t)count * sizeof *head); /* the source's eps: nothing is rescaled */
+  free(embedding);
+  free(head);
+  kf_source_close(hf);
+  kf_gguf_close(g);
+}
+
+/* In f16 the gain is in the input norm, which stays f32; what the layer sees does not change. */
+static void test_f16(void **state) {
+  (void)state;
+  convert(books, "source", "x-ecomla", NULL);
+  export("source", "whole.gguf", &file);
+  export("source", "half.gguf", &(kf_export_options){.format = "gguf", .dtype = "f16"});
+  kf_gguf *whole = open_gguf("whole.gguf"), *half = open_gguf("half.gguf");
+  static const char *const tensors[] = {"blk.5.attn_norm.weight", "blk.5.attn_q.weight", "blk.5.attn_kv_a_mqa.weight",
+                                        "blk.5.attn_kv_a_norm.weight"};
+  double gain[4];
+  for (int t = 0; t < 4; t++) {
+    int64_t count;
+    double dot = 0, size = 0, error = 0;
+    assert_int_equal(kf_gguf_find(half, tensors[t])->dtype, t == 1 || t == 2 ? KF_F16 : KF_F32);
+    float *a = numbers(kf_gguf_find(whole, tensors[t]), &count), *b = numbers(kf_gguf_find(half, tensors[t]), &count);
+    if (t == 2) count = gguf_int(whole, "deepseek2.attention.kv_lora_rank") * 256; /* the latent rows */
+    for (int64_t i = 0; i < count; i++) dot += (double)a[i] * (double)b[i], size += (double)a[i] * (double)a[i];
+    gain[t] = dot / size;
+    for (int64_t i = 0; i < count; i++) error += pow((double)b[i] / gain[t] - (double)a[i], 2);
+    if (!(sqrt(error / size) < 1e-3)) fail_msg("%s loses %g in f16", tensors[t], sqrt(error / size));
+    free(a);
+    free(b);
+  }
+  assert_true(fabs(gain[0] * gain[1] - 1) < 1e-3);
+  assert_true(fabs(gain[0] * gain[2] * gain[3] - 1) < 1e-3);
+  kf_gguf_close(whole);
+  kf_gguf_close(half);
+}
+
+/* The text is cut as by the model's own tokenizer. */
+static void check_tokenizer(const char *model, const char *gguf) {
+  static const char text[] = "Once upon a time, in 1984, they'd  said:\n\n\t\"It's \xc3\xa9t\xc3\xa9!\" 12345 "
+                             "\xe4\xbd\xa0\xe5\xa5\xbd <|end_of_text|></s> ";
+  kf_error e = {0};
+  kf_tokenizer *a, *b;
+  kf_ids x, y;
+  kf_gguf *g = open_gguf(gguf);
+  if (kf_tokenizer_open(in_scratch(model), &a, &e) || kf_tokenizer_from_gguf(g, &b, &e) ||
+      kf_tokenizer_encode(a, text, sizeof text - 1, KF_ENCODE_SPECIAL, &x, &e) ||
+      kf_tokenizer_encode(b, text, sizeof text - 1, KF_ENCODE_SPECIAL, &y, &e))
+    fail_msg("%s", e.message);
+  assert_int_equal(x.count, y.count);
+  assert_memory_equal(x.data, y.data, x.count * sizeof *x.data);
+  assert_int_equal(kf_tokenizer_bos(a), kf_tokenizer_bos(b));
+  assert_int_equal(kf_tokenizer_eos(a), kf_tokenizer_eos(b));
+  const char *template = kf_tokenizer_chat_template(a);
+  assert_string_equal(template ? template : "", kf_tokenizer_chat_template(b) ? kf_tokenizer_chat_template(b) : "");
+  kf_ids_free(&x);
+  kf_ids_free(&y);
+  kf_tokenizer_close(a);
+  kf_tokenizer_close(b);
+  kf_gguf_close(g);
+}
+
+static void test_tokenizer(void **state) {
+  (void)state;
+  convert(books, "source", "x-ecomla", NULL);
+  export("source", "tokenizer.gguf", &file);
+  check_tokenizer("source", "tokenizer.gguf");
+}
+
+/* SentencePiece: the scores are made from the merges. */
+static void test_sentencepiece(void **state) {
+  (void)state;
+  const char *data = getenv("KVFOLD_TEST_DATA");
+  char path[512];
+  snprintf(path, sizeof path, "%s/models/stories3M", data ? data : KVFOLD_SOURCE_DIR "/../shared/data");
+  if (!kf_exists(path)) {
+    printf("SKIP: %s is not there\n", path);
+    skip();
+  }
+  convert(path, "stories", "x-ecomla", NULL);
+  export("stories", "stories.gguf", &file);
+  kf_gguf *g = open_gguf("stories.gguf");
+  const char *model = "";
+  assert_int_equal(kf_gguf_string(g, "tokenizer.ggml.model", &model, NULL), KF_OK);
+  assert_string_equal(model, "llama");
+  kf_gguf_close(g);
+  check_tokenizer("stories", "stories.gguf");
+}
+
+static const char *pre_of(const char *pre_tokenizer, bool ignore_merges) {
+  char text[1024];
+  json_t *o;
+  snprintf(text, sizeof text, "{\"pre_tokenizer\": %s, \"model\": {\"ignore_merges\": %s}}", pre_tokenizer,
+           ignore_merges ? "true" : "false");
+  assert_int_equal(kf_json_parse("test", text, strlen(text), &o, NULL), KF_OK);
+  const char *name = kf_export_pre(o);
+  json_decref(o);
+  return name;
+}
+
+static void test_pre(void **state) {
+  (void)state;
+#define LLAMA3                                                                                   \
+  "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": " \
+  "\"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}| "       \
+  "?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*"                                                      \
+  "|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+\"}}, {\"type\": \"ByteLevel\", \"use_regex\": false}]}"
+  assert_string_equal(pre_of("{\"type\": \"ByteLevel\", \"use_regex\": true}", false), "gpt-2");
+  assert_string_equal(pre_of("{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": true}, "
+                             "{\"type\": \"ByteLevel\", \"use_regex\": true}]}",
+                             false),
+                      "smollm");
+  assert_string_equal(pre_of(LLAMA3, true), "llama-bpe");
+  assert_string_equal(pre_of(LLAMA3, false), "smaug-bpe");
+  assert_null(pre_of("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a+\"}}", false));
+  assert_null(pre_of("null", false));
+}
+
+/* The writer alone: keys, odd sizes and types come back. */
+static void test_writer(void **state) {
+  (void)state;
+  kf_error e = {0};
+  kf_gguf_writer *w;
+  static const float data[15] = {0, 1, -2, 0.5f, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+  static const char *const words[] = {"", "a b", "\xc3\xa9"};
+  assert_int_equal(kf_gguf_create(in_scratch("w.gguf"), &w, &e), KF_OK);
+  assert_int_equal(kf_gguf_put_string(w, "general.architecture", "test", &e), KF_OK);
+  assert_int_equal(kf_gguf_put_strings(w, "words", words, 3, &e), KF_OK);
+  assert_int_equal(kf_gguf_put_f32(w, "real", 0.25f, &e), KF_OK);
+  assert_int_equal(kf_gguf_put_bool(w, "yes", true, &e), KF_OK);
+  assert_int_equal(kf_gguf_put_i32s(w, "ids", (int32_t[]){-7, 9}, 2, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "three", KF_F16, 3, (int64_t[]){1, 3, 5}, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "one", KF_F32, 1, (int64_t[]){7}, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "none", KF_Q8_0, 1, (int64_t[]){32}, &e), KF_ERROR_INPUT);
+  assert_int_equal(kf_gguf_add(w, data, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "late", KF_F32, 1, (int64_t[]){7}, &e), KF_ERROR_INPUT);
+  assert_int_equal(kf_gguf_add(w, data, &e), KF_OK);
+  assert_int_equal(kf_gguf_add(w, data, &e), KF_ERROR_INPUT);
+  assert_false(kf_exists(in_scratch("w.gguf")));
+  assert_int_equal(kf_gguf_finish(w, &e), KF_OK);
+  kf_gguf *g = open_gguf("w.gguf");
+  const kf_view *three = kf_gguf_find(g, "three");
+  int64_t count, id = 0;
+  size_t bytes;
+  double real = 0;
+  assert_int_equal(three->shape[0] * 100 + three->shape[1] * 10 + three->shape[2], 135);
+  float *back = numbers(three, &count);
+  assert_memory_equal(back, data, sizeof data);
+  free(back);
+  back = numbers(kf_gguf_find(g, "one"), &count);
+  assert_memory_equal(back, data, 7 * sizeof *data);
+  free(back);
+  assert_string_equal(kf_gguf_array_string(g, "words", 2, &bytes), "\xc3\xa9");
+  assert_int_equal(kf_gguf_real(g, "real", &real, &e), KF_OK);
+  assert_true(real == 0.25);
+  assert_int_equal(gguf_int(g, "yes"), 1);
+  assert_true(kf_gguf_array_int(g, "ids", 0, &id) && id == -7);
+  kf_gguf_close(g);
+
+  assert_int_equal(kf_gguf_create(in_scratch("w2.gguf"), &w, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "one", KF_F16, 1, (int64_t[]){1}, &e), KF_OK);
+  assert_int_equal(kf_gguf_add(w, (float[]){1e6f}, &e), KF_ERROR_INPUT);
+  kf_gguf_abandon(w);
+  assert_int_equal(kf_gguf_create(in_scratch("w2.gguf"), &w, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "one", KF_F32, 1, (int64_t[]){1}, &e), KF_OK);
+  assert_int_equal(kf_gguf_finish(w, &e), KF_ERROR_INPUT);
+  assert_false(kf_exists(in_scratch("w2.gguf")) || kf_exists(in_scratch("w2.gguf.tmp")));
+}
+
+/* ------------------------------------------------------------------------------------------------ refusals */
+
+/* model: a path, or a name in scratch */
+static void refuse(const char *model, const char *out, kf_export_options o, kf_status status, const char *says) {
+  kf_error e = {0};
+  assert_int_equal(kf_export(*model == '/' ? model : in_scratch(model), in_scratch(out), &o, NULL, &e), status);
+  if (!strstr(e.message, says)) fail_msg("'%s' does not say '%s'", e.message, says);
+}
+
+/* One key of layer 3 of the model "source", for the time of one refusal in both formats. */
+static void refuse_layer(const char *key, json_t *value, const char *says) {
+  json_t *config = read_config("source"), *before = json_deep_copy(config);
+  json_object_set_new(layer_of(config, 3), key, value);
+  write_config("source", config);
+  for (int i = 0; i < 2; i++) refuse("source", "no", i ? file : directory, KF_ERROR_INPUT, says);
+  assert_false(kf_exists(in_scratch("no")) || kf_exists(in_scratch("no.partial")) || kf_exists(in_scratch("no.tmp")));
+  write_config("source", before);
+}
+
+static void test_refusals(void **state) {
+  (void)state;
+  convert(books, "source", "mha2mla", NULL);
+  refuse("source", "no", file, KF_ERROR_INPUT, "a RoPE key for each head");
+  convert(books, "source", "x-ecomla", (const char *[]){"layers", "0-2,4-7", NULL});
+  refuse("source", "no", directory, KF_ERROR_INPUT, "layer 3 keeps grouped attention");
+  convert(books, "source", "x-ecomla", NULL);
+  refuse(books, "no", directory, KF_ERROR_INPUT, "is not a model that kvfold converted");
+  refuse("source", "no", (kf_export_options){.format = "onnx"}, KF_ERROR_USAGE, "known: deepseek-v3, gguf");
+  refuse("source", "no", (kf_export_options){.dtype = "q4_0"}, KF_ERROR_USAGE, "known: f32, bf16, f16");
+  refuse("source", "no", (kf_export_options){.dtype = "f16"}, KF_ERROR_INPUT, "f16 as --format gguf");
+  refuse("source", "source", directory, KF_ERROR_IO, "exists");
+  refuse_layer("rope_index", json_pack("[i,i,i,i,i,i,i,i]", 0, 1, 2, 3, 4, 5, 6, 6),
+               "layer 3 rotates two pairs by the same frequency");
+  refuse_layer("rope", json_pack("{s:i, s:f, s:n}", "dim", 16, "theta", 5000.0, "rope_scaling"),
+               "layers 0 and 3 rotate by different tables");
+  refuse_layer(
+      "rope",
+      json_pack("{s:i, s:f, s:{s:s, s:f}}", "dim", 16, "theta", 10000.0, "rope_scaling", "rope_type", "linear", "factor", 2.0),
+      "layer 3 has RoPE scaling of type 'linear'");
+  json_t *config = read_config("source");
+  json_object_set_new(json_object_get(config, "kvfold"), "source_model_type", json_string("mistral"));
+  json_object_set_new(config, "sliding_window", json_integer(128));
+  write_config("source", config);
+  refuse("source", "no", file, KF_ERROR_INPUT, "layer 0 sees a sliding window of 128 tokens");
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_directory), cmocka_unit_test(test_table),     cmocka_unit_test(test_gguf),
+      cmocka_unit_test(test_f16),       cmocka_unit_test(test_tokenizer), cmocka_unit_test(test_sentencepiece),
+      cmocka_unit_test(test_pre),       cmocka_unit_test(test_writer),    cmocka_unit_test(test_refusals),
+  };
+  return cmocka_run_group_tests_name("export", tests, make_scratch, remove_scratch);
+}
