@@ -1,0 +1,33 @@
+# export: both formats by option and by name, and refusals that leave nothing behind.
+. tests/cli/check.inc
+
+expect 0 "$kvfold" convert $books "$work/model" --method x-ecomla --cache 50% --dtype f32 --json
+answers "$kvfold" export "$work/model" "$work/hf" --format deepseek-v3 --dtype bf16 --json
+is format deepseek-v3
+is dtype bf16
+is path "$work/hf"
+is tensors 83
+answers "$kvfold" info "$work/hf" --json
+is family deepseek_v3
+is cache_elements_per_token 1024
+answers "$kvfold" export "$work/model" "$work/model.gguf" --json
+is format gguf
+is dtype f32
+is tensors 90
+[ -f "$work/model.gguf" ] || fail "no GGUF file"
+
+expect 1 "$kvfold" export "$work/model" "$work/hf"
+says exists
+expect 1 "$kvfold" export $books "$work/no"
+says "kvfold converted"
+expect 1 "$kvfold" export "$work/model" "$work/no" --dtype f16
+says "bf16 or f32"
+expect 1 "$kvfold" export "$work/nothing" "$work/no"
+expect 1 "$kvfold" export "$work/model" "$work/nowhere/no.gguf"
+expect 2 "$kvfold" export "$work/model"
+expect 2 "$kvfold" export "$work/model" "$work/no" --format onnx
+says onnx
+expect 2 "$kvfold" export "$work/model" "$work/no" --dtype q8_0
+says q8_0
+[ ! -e "$work/no" ] && [ ! -e "$work/no.partial" ] || fail "a refused export left something behind"
+finish
