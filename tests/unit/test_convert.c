@@ -455,7 +455,7 @@ static void test_refusals(void **state) {
   refused(KF_ERROR_USAGE, NULL, "64", NULL, "no conversion method");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_pair=2"), "did you mean 'rope_pairs'");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("kv_rank=2"), "unknown key of method mha2mla 'kv_rank'");
-  refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_policy=hi"), "did you mean 'high'");
+  refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_policy=hgih"), "did you mean 'high'");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_pairs=x"), "rope_pairs=x");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_pairs=2.5"), "whole number");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_pairs=2", "rope_pairs=3"), "twice");
