@@ -69,27 +69,44 @@ static json_t *info_json(const kf_model_info *i) {
   return o;
 }
 
-/* One layer a line, "key value" pairs; what is no list of layers follows as JSON. */
-static void print_layers(json_t *detail) {
+static int number(const json_t *o, const char *key) {
+  return (int)json_integer_value(json_object_get(o, key));
+}
+
+/* "-" where the number means nothing. */
+static void print_optional(const json_t *o, const char *key) {
+  if (number(o, key))
+    printf(" %7d", number(o, key));
+  else
+    printf(" %7s", "-");
+}
+
+static void print_layer(size_t index, const json_t *layer) {
+  const json_t *pairs = json_object_get(layer, "rope_pairs");
+  printf("%5zu %-9s %8d %6d %6d", index, json_string_value(json_object_get(layer, "attention")), number(layer, "kv_heads"),
+         number(layer, "qk_head_dim"), number(layer, "v_head_dim"));
+  print_optional(layer, "kv_lora_rank");
+  print_optional(layer, "q_lora_rank");
+  print_optional(layer, "window");
+  printf(" %6d  ", number(layer, "cache_elements"));
+  bool equal = true;
+  for (size_t g = 1; g < json_array_size(pairs); g++)
+    equal = equal && json_equal(json_array_get(pairs, g), json_array_get(pairs, 0));
+  if (equal)
+    printf("%zu x %d\n", json_array_size(pairs), (int)json_integer_value(json_array_get(pairs, 0)));
+  else
+    json_dumpf(pairs, stdout, JSON_COMPACT), putchar('\n');
+}
+
+/* One layer a line; then the recipe that made them, if one did. */
+static void print_layers(const json_t *detail) {
   size_t index;
-  json_t *layer, *layers = json_object_get(detail, "layers");
-  printf("\n");
-  json_array_foreach(layers, index, layer) {
-    const char *key;
-    json_t *value;
-    printf("layer %zu:", index);
-    json_object_foreach(layer, key, value) {
-      printf("  %s ", key);
-      if (json_is_string(value))
-        printf("%s", json_string_value(value));
-      else
-        json_dumpf(value, stdout, JSON_ENCODE_ANY | JSON_COMPACT);
-    }
-    putchar('\n');
-  }
-  json_object_del(detail, "layers");
-  if (!json_object_size(detail)) return;
-  json_dumpf(detail, stdout, JSON_INDENT(2));
+  json_t *layer, *recipe = json_object_get(detail, "recipe");
+  printf("\nlayer attention KV heads qk dim  v dim latents  q rank  window  cache  rope pairs\n");
+  json_array_foreach(json_object_get(detail, "layers"), index, layer) print_layer(index, layer);
+  if (!json_is_object(recipe)) return;
+  printf("\nrecipe ");
+  json_dumpf(recipe, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
   putchar('\n');
 }
 
