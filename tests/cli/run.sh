@@ -19,7 +19,7 @@ for line in 'cache at 4k tokens' 'cache at 32k tokens' 'cache at 128k tokens' 'c
 done
 answers "$kvfold" info $books --layers --json
 expect 0 "$kvfold" info $books --layers
-[ "$(grep -c '^layer [0-9]' "$work/out")" -eq 8 ] || fail "info --layers does not list 8 layers"
+[ "$(grep -c '^ *[0-9]* grouped ' "$work/out")" -eq 8 ] || fail "info --layers does not list 8 layers"
 
 answers "$kvfold" tokenize $books "It was a dark night." --json
 ids=$(value ids | tr -d '[] ')
