@@ -170,19 +170,7 @@ enum { ROWS = 128 };
 
 static kf_status head_create(kf_fold *f, head *h, kf_error *e) {
   const kf_config *c = f->config;
-  const kf_view *view;
-  float *w = NULL;
-  KF_TRY(kf_weights_read(f->weights, "model.norm.weight", c->hidden, 1, &h->norm, e));
-  if (c->tied) {
-    KF_TRY(kf_weights_embedding(f->weights, &view, e));
-    KF_NEW(w, (size_t)c->vocabulary * (size_t)c->hidden, e);
-    KF_TRY(kf_source_rows(f->weights->source, view, 0, c->vocabulary, w, e));
-  } else {
-    KF_TRY(kf_weights_read(f->weights, "lm_head.weight", c->vocabulary, c->hidden, &w, e));
-  }
-  kf_status s = f->device->pack(f->device, w, NULL, c->vocabulary, c->hidden, &h->weight, e);
-  free(w);
-  KF_TRY(s);
+  KF_TRY(kf_head_load(f->weights, f->device, &h->norm, &h->weight, e));
   KF_NEW(h->rows, ROWS * c->hidden, e);
   KF_NEW(h->reference, (size_t)ROWS * (size_t)c->vocabulary, e);
   KF_NEW(h->logits, (size_t)ROWS * (size_t)c->vocabulary, e);

@@ -63,7 +63,6 @@ static kf_status pack(kf_device *d, const kf_mapped *m, const char *name, kf_wei
 
 kf_status kf_layer_mapped(kf_device *d, const kf_layer *teacher, const kf_layer_config *config, const kf_mapped *mapped,
                           kf_layer *out, kf_error *e) {
-  const kf_attention_config *a = &config->attention;
   const kf_mapped_tensor *kv_b = tensor(mapped, "kv_b_proj.weight");
   kf_status s;
   *out = (kf_layer){.config = config,
@@ -77,16 +76,7 @@ kf_status kf_layer_mapped(kf_device *d, const kf_layer *teacher, const kf_layer_
   KF_GO(pack(d, mapped, "kv_b_proj.weight", &out->kv_b, e));
   KF_GO(d->plain(d, kv_b->data, kv_b->shape[0], kv_b->shape[1], &out->kv_b_plain, e));
   if (tensor(mapped, "o_proj.weight")) KF_GO(pack(d, mapped, "o_proj.weight", &out->o, e));
-  out->key_rows = kf_alloc((size_t)a->kv_heads, sizeof *out->key_rows, e);
-  out->value_rows = kf_alloc((size_t)a->kv_heads, sizeof *out->value_rows, e);
-  if (!out->key_rows || !out->value_rows) KF_GO(KF_ERROR_MEMORY);
-  int64_t row = 0;
-  for (int g = 0; g < a->kv_heads; g++) {
-    out->key_rows[g] = (kf_head_rows){row, kf_attention_nope(a, g)};
-    row += out->key_rows[g].count;
-    out->value_rows[g] = (kf_head_rows){row, a->d_v};
-    row += a->d_v;
-  }
+  KF_GO(kf_layer_head_rows(out, e));
 done:
   if (s != KF_OK) kf_layer_mapped_free(out, teacher, d);
   return s;

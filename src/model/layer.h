@@ -21,6 +21,8 @@ typedef struct kf_layer {
 
 kf_status kf_layer_load(const kf_weights *w, int index, kf_device *d, kf_layer *out, kf_error *e);
 void kf_layer_free(kf_layer *l, kf_device *d);
+/* Fills key_rows and value_rows of a latent layer from its configuration. */
+kf_status kf_layer_head_rows(kf_layer *l, kf_error *e);
 int64_t kf_layer_weight_bytes(const kf_layer *l, const kf_device *d); /* read for one token */
 
 /* Which tokens a forward pass handles: those of sequence i are rows offset[i] .. offset[i] + count[i] of x. */

@@ -122,18 +122,24 @@ static kf_status load_kv_a(const loader *l, const kf_attention_config *a, kf_lay
   return status;
 }
 
-static kf_status load_kv_b(const loader *l, const kf_attention_config *a, kf_layer *out) {
-  KF_NEW(out->key_rows, a->kv_heads, l->e);
-  KF_NEW(out->value_rows, a->kv_heads, l->e);
+kf_status kf_layer_head_rows(kf_layer *l, kf_error *e) {
+  const kf_attention_config *a = &l->config->attention;
   int64_t row = 0;
+  KF_NEW(l->key_rows, a->kv_heads, e);
+  KF_NEW(l->value_rows, a->kv_heads, e);
   for (int g = 0; g < a->kv_heads; g++) {
-    out->key_rows[g] = (kf_head_rows){row, kf_attention_nope(a, g)};
-    row += out->key_rows[g].count;
-    out->value_rows[g] = (kf_head_rows){row, a->d_v};
+    l->key_rows[g] = (kf_head_rows){row, kf_attention_nope(a, g)};
+    row += l->key_rows[g].count;
+    l->value_rows[g] = (kf_head_rows){row, a->d_v};
     row += a->d_v;
   }
+  return KF_OK;
+}
+
+static kf_status load_kv_b(const loader *l, const kf_attention_config *a, kf_layer *out) {
+  KF_TRY(kf_layer_head_rows(out, l->e));
   stack s = {0};
-  kf_status status = stack_add(l, &s, "self_attn.kv_b_proj", row, a->rank, a->kv_b_bias);
+  kf_status status = stack_add(l, &s, "self_attn.kv_b_proj", kf_attention_kv_b_rows(a), a->rank, a->kv_b_bias);
   if (status == KF_OK) status = l->d->plain(l->d, s.weight, s.rows, s.columns, &out->kv_b_plain, l->e);
   if (status == KF_OK) status = l->d->pack(l->d, s.weight, s.bias, s.rows, s.columns, &out->kv_b, l->e);
   out->kv_b_bias = s.bias;

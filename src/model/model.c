@@ -106,22 +106,19 @@ kf_status kf_model_describe_layers(const char *model, kf_text *json, kf_error *e
   return KF_OK;
 }
 
-static kf_status load_head(kf_model *m, kf_error *e) {
-  float *w = NULL;
-  KF_TRY(kf_weights_embedding(&m->weights, &m->embedding, e));
-  KF_TRY(kf_weights_read(&m->weights, "model.norm.weight", m->config.hidden, 1, &m->norm, e));
-  if (m->config.tied) {
-    KF_NEW(w, (size_t)m->config.vocabulary * (size_t)m->config.hidden, e);
-    kf_status s = kf_source_rows(m->weights.source, m->embedding, 0, m->config.vocabulary, w, e);
-    if (s != KF_OK) {
-      free(w);
-      return s;
-    }
-  } else {
-    KF_TRY(kf_weights_read(&m->weights, "lm_head.weight", m->config.vocabulary, m->config.hidden, &w, e));
+kf_status kf_head_load(const kf_weights *w, kf_device *d, float **norm, kf_weight **head, kf_error *e) {
+  const kf_config *c = w->config;
+  const kf_view *embedding;
+  float *rows = NULL;
+  kf_status s = kf_weights_read(w, "model.norm.weight", c->hidden, 1, norm, e);
+  if (s == KF_OK && !c->tied) s = kf_weights_read(w, "lm_head.weight", c->vocabulary, c->hidden, &rows, e);
+  if (s == KF_OK && c->tied) s = kf_weights_embedding(w, &embedding, e);
+  if (s == KF_OK && c->tied) {
+    rows = kf_alloc((size_t)c->vocabulary * (size_t)c->hidden, sizeof *rows, e);
+    s = rows ? kf_source_rows(w->source, embedding, 0, c->vocabulary, rows, e) : KF_ERROR_MEMORY;
   }
-  kf_status s = m->device->pack(m->device, w, NULL, m->config.vocabulary, m->config.hidden, &m->head, e);
-  free(w);
+  if (s == KF_OK) s = d->pack(d, rows, NULL, c->vocabulary, c->hidden, head, e);
+  free(rows);
   return s;
 }
 
@@ -137,7 +134,8 @@ static kf_status load(kf_model *m, const char *model, const kf_model_options *o,
     KF_TRY(kf_layer_load(&m->weights, i, m->device, &m->layer[i], e));
     KF_TRY(kf_progress(&o->hooks, "loading", i + 1, m->config.layers + 1, e));
   }
-  KF_TRY(load_head(m, e));
+  KF_TRY(kf_weights_embedding(&m->weights, &m->embedding, e));
+  KF_TRY(kf_head_load(&m->weights, m->device, &m->norm, &m->head, e));
   return kf_progress(&o->hooks, "loading", m->config.layers + 1, m->config.layers + 1, e);
 }
 

@@ -21,6 +21,8 @@ kf_status kf_model_read(const char *path, kf_config *config, kf_weights *weights
 /* Fills info from both. */
 void kf_model_summarise(const char *path, const kf_config *c, const kf_weights *w, kf_model_info *out);
 
+/* The final norm [hidden] (freed with free()) and the packed head, the embedding's own when they are tied. */
+kf_status kf_head_load(const kf_weights *w, kf_device *d, float **norm, kf_weight **head, kf_error *e);
 /* x [count, hidden] = embeddings of ids. */
 kf_status kf_embed(const kf_weights *w, const kf_view *embedding, const int32_t *ids, int64_t count, float *x, kf_error *e);
 /* Runs all layers over x [tokens, hidden] in place, appends to the caches and advances them. */
