@@ -91,19 +91,19 @@ void kf_attention_probe_free(kf_attention_probe *p) {
 
 typedef struct head_work {
   float *q, *plain, *k, *v, *o, *vl, *ol; /* [m, d]: rotated and plain query, rotated key, values, output, both times L */
-  float *w;                               /* [m, m] scores, then w */
-  float *row;                             /* [m] sum_s w */
+  float *w, *dot;                         /* [m, m] scores, then a2^2; (L^T o) . (L^T v) */
+  float *row, *size, *own;                /* [m] sum_s w, |L^T v|^2, |L^T o|^2 */
   double *distance, *key, *value;         /* [m], [m], [m]: this head's part */
 } head_work;
 
 static size_t head_floats(const kf_attention_statistics *s, int64_t m) {
-  return (size_t)m * (3 * (size_t)s->d_qk + 4 * (size_t)s->d_v + (size_t)m + 1);
+  return (size_t)m * (3 * (size_t)s->d_qk + 4 * (size_t)s->d_v + 2 * (size_t)m + 3);
 }
 
 static void carve(const kf_attention_statistics *s, int64_t m, float *memory, double *sums, head_work *w) {
-  float **part[] = {&w->q, &w->plain, &w->k, &w->v, &w->o, &w->vl, &w->ol, &w->w, &w->row};
-  int64_t size[] = {s->d_qk, s->d_qk, s->d_qk, s->d_v, s->d_v, s->d_v, s->d_v, m, 1};
-  for (int i = 0; i < 9; i++) {
+  float **part[] = {&w->q, &w->plain, &w->k, &w->v, &w->o, &w->vl, &w->ol, &w->w, &w->dot, &w->row, &w->size, &w->own};
+  int64_t size[] = {s->d_qk, s->d_qk, s->d_qk, s->d_v, s->d_v, s->d_v, s->d_v, m, m, 1, 1, 1};
+  for (int i = 0; i < 12; i++) {
     *part[i] = memory;
     memory += m * size[i];
   }
@@ -145,10 +145,28 @@ static void soften(float *score, int64_t t, int64_t first, int64_t m, float *a) 
   }
 }
 
-static float square(const float *x, int d) {
-  float sum = 0;
-  for (int i = 0; i < d; i++) sum += x[i] * x[i];
-  return sum;
+static void squares(const float *x, int64_t m, int d, float *to) {
+  for (int64_t t = 0; t < m; t++) {
+    float sum = 0;
+    for (int i = 0; i < d; i++) sum += x[t * d + i] * x[t * d + i];
+    to[t] = sum;
+  }
+}
+
+/* row[t] sum_s w, and the sums over distances and over keys, of w = a2^2 |L^T (v - o)|^2 = a2^2 (|L^T v|^2 - 2 (L^T v).(L^T o) + |L^T o|^2). */
+static void weigh(head_work *w, int64_t m, const float *a) {
+  for (int64_t t = 0; t < m; t++) {
+    const float *soft = w->w + t * m, *dot = w->dot + t * m;
+    float own = w->own[t], sum = 0;
+    for (int64_t i = 0; i <= t; i++) {
+      float weight = soft[i] * fmaxf(w->size[i] - 2 * dot[i] + own, 0);
+      sum += weight;
+      w->distance[t - i] += weight;
+      w->key[i] += weight;
+      w->value[i] += a[t * m + i];
+    }
+    w->row[t] = sum;
+  }
 }
 
 /* a: [m, m] receives the head's probabilities. */
@@ -169,31 +187,16 @@ static void one_head(kf_attention_statistics *s, const kf_attention_probe *p, in
   kf_gemm_f32(false, false, m, dv, m, a, w->v, w->o);
   kf_gemm_f32(false, false, m, dv, dv, w->v, factor, w->vl);
   kf_gemm_f32(false, false, m, dv, dv, w->o, factor, w->ol);
+  kf_gemm_f32(false, true, m, m, dv, w->ol, w->vl, w->dot);
+  squares(w->vl, m, dv, w->size);
+  squares(w->ol, m, dv, w->own);
   memset(w->distance, 0, 3 * (size_t)m * sizeof *w->distance);
-  for (int64_t t = 0; t < m; t++) {
-    const float *out = w->ol + t * dv;
-    float *row = w->w + t * m, own = square(out, dv), sum = 0;
-    for (int64_t i = 0; i <= t; i++) {
-      float dot = 0, size = 0;
-      const float *value = w->vl + i * dv;
-      for (int j = 0; j < dv; j++) {
-        dot += out[j] * value[j];
-        size += value[j] * value[j];
-      }
-      float weight = row[i] * fmaxf(size - 2 * dot + own, 0);
-      sum += weight;
-      w->distance[t - i] += weight;
-      w->key[i] += weight;
-      w->value[i] += a[t * m + i];
-    }
-    w->row[t] = sum;
-  }
+  weigh(w, m, a);
   double *moment = s->query + (int64_t)h * n * n;
   for (int64_t t = 0; t < m; t++)
-    for (int i = 0; i < n; i++) {
-      double scaled = (double)w->row[t] * w->plain[t * n + i];
-      for (int j = 0; j < n; j++) moment[(int64_t)i * n + j] += scaled * w->plain[t * n + j];
-    }
+    for (int i = 0; i < n; i++) w->q[t * n + i] = sqrtf(w->row[t]) * w->plain[t * n + i];
+  kf_gemm_f32(true, false, n, n, m, w->q, w->q, w->dot);
+  for (int i = 0; i < n * n; i++) moment[i] += w->dot[i];
   for (int64_t t = 0; t < m; t++) s->distance[h * s->window + t] += w->distance[t];
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "convert/fold_stream.h"
+#include "convert/query_refit.h"
 #include "linalg/linalg.h"
 
 enum { CANDIDATES = 12 };
@@ -27,7 +28,7 @@ typedef struct kf_fold {
   kf_run *run;
   int threads;
   int64_t elements; /* numbers a token and layer */
-  bool refit;
+  int refit; /* REFIT_... */
   kf_stream all, fit, tune; /* the source's hidden states: all windows, the first of which are fitted on, the last chosen by */
   float *start;             /* embeddings of all windows */
   candidate candidate[CANDIDATES];
@@ -216,12 +217,13 @@ static kf_status judge(kf_fold *f, kf_error *e) {
 }
 
 static const char *const selections[] = {"auto", "fold", "greedy", NULL};
-static const char *const refits[] = {"none", "output", NULL};
+static const char *const refits[] = {"none", "output", "all", NULL};
+enum { REFIT_NONE, REFIT_OUTPUT, REFIT_ALL };
 
 const kf_key kf_fold_keys[] = {
     [KF_FOLD_ROPE_PAIRS] = {"rope_pairs", KF_TAKES_INTEGER, NULL, 1, 65536, NULL},
     [KF_FOLD_SELECTION] = {"selection", KF_TAKES_CHOICE, selections, 0, 0, "auto"},
-    [KF_FOLD_REFIT] = {"refit", KF_TAKES_CHOICE, refits, 0, 0, "output"},
+    [KF_FOLD_REFIT] = {"refit", KF_TAKES_CHOICE, refits, 0, 0, "all"},
     {NULL, 0, NULL, 0, 0, NULL},
 };
 
@@ -373,12 +375,32 @@ done:
   return s;
 }
 
-/* The refit, and both streams through the layer. */
+static kf_status refit_queries(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out,
+                               kf_error *e) {
+  int64_t rows = f->all.windows * f->all.window, count = rows * f->config->hidden;
+  kf_attention_probe probe = {0};
+  double gain = 0;
+  float *normed;
+  KF_NEW(normed, 2 * count, e);
+  f->device->rmsnorm(f->device, normed, f->all.x, teacher->input_norm, rows, f->config->hidden, f->config->eps);
+  f->device->rmsnorm(f->device, normed + count, f->student.stream.x, teacher->input_norm, rows, f->config->hidden, f->config->eps);
+  kf_refit_windows x = {f->all.windows, f->fit.windows, f->all.window, normed, normed + count};
+  kf_status s = kf_device_check(f->device, e);
+  if (s == KF_OK) s = kf_attention_probe_create(source->a, f->config->hidden, f->all.window, source->o, &probe, e);
+  if (s == KF_OK) s = kf_query_refit(source, &probe, &x, f->threads, out, &gain, e);
+  if (getenv("KFDEBUG")) fprintf(stderr, "layer %d query gain %g\n", index, gain);
+  kf_attention_probe_free(&probe);
+  free(normed);
+  return s;
+}
+
+/* The refits, and both streams through the layer. */
 static kf_status refit(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out,
                        kf_error *e) {
   const kf_layer_config *config = &f->student.layer[index];
   kf_layer layer;
   f->student.layer[index].attention = out->attention;
+  if (f->refit == REFIT_ALL) KF_TRY(refit_queries(f, index, source, teacher, out, e));
   kf_status s = kf_layer_mapped(f->device, teacher, config, out, &layer, e);
   if (s == KF_OK) {
     s = refit_output(f, index, source, teacher, &layer, out, e);
@@ -468,7 +490,7 @@ kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *sc
   f->weights = p->weights;
   f->o = p->o;
   f->elements = kf_plan_budget(p, 0);
-  f->refit = p->value[KF_FOLD_REFIT].choice == 1;
+  f->refit = p->value[KF_FOLD_REFIT].choice;
   snprintf(f->scratch, sizeof f->scratch, "%s", scratch);
   kf_status s = begin(f, corpus, e);
   if (s == KF_OK) f->student.stream.config = &f->student.config;

@@ -90,7 +90,7 @@ static kf_status make_nope(work *w, kf_error *e) {
       im[i] = cimag(z);
     }
     for (int j = 0; j < J; j++) {
-      double complex factor = w->c->beta[((int64_t)g * F + f) * J + j] * p->mean[h * F + w->c->frequency[j]];
+      double complex factor = w->c->beta[((int64_t)h * F + f) * J + j] * p->mean[h * F + w->c->frequency[j]];
       const double complex *u = w->c->u + (int64_t)j * w->d;
       if (factor == 0) continue;
       for (int64_t i = 0; i < w->d; i++) {
@@ -205,7 +205,7 @@ static kf_status predict(work *w, const double *moment, const double *from, int6
 
 /* Per query head: the plain query, then Re and Im of B_hj = sum_f conj(beta_gfj) Zq[h, f]. */
 static void place_query(const work *w, float *to) {
-  int F = w->p->pairs, J = w->c->count, group = w->p->heads / w->p->kv_heads;
+  int F = w->p->pairs, J = w->c->count;
   for (int h = 0; h < w->p->heads; h++) {
     const float *q = w->source->q + h * w->n * w->d;
     float *head = to + h * (w->n + 2 * J) * w->d;
@@ -214,7 +214,7 @@ static void place_query(const work *w, float *to) {
       for (int64_t i = 0; i < w->d; i++) {
         double complex sum = 0;
         for (int f = 0; f < F; f++)
-          sum += conj(w->c->beta[((int64_t)(h / group) * F + f) * J + j]) * CMPLX(q[f * w->d + i], q[(F + f) * w->d + i]);
+          sum += conj(w->c->beta[((int64_t)h * F + f) * J + j]) * CMPLX(q[f * w->d + i], q[(F + f) * w->d + i]);
         head[(w->n + j) * w->d + i] = (float)creal(sum);
         head[(w->n + J + j) * w->d + i] = (float)cimag(sum);
       }

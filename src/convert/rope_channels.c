@@ -64,41 +64,45 @@ static void mean_rotation(const kf_rope_problem *p, const double *theta, const d
   }
 }
 
+/* [F, F] E[(e_f - m_f) conj(e_f' - m_f')] over distances with these weights. */
+static void centred_gram(const kf_rope_problem *p, const double *theta, const double *distance, const cplx *mean, cplx *gram) {
+  int F = p->pairs;
+  for (int f = 0; f < F; f++)
+    for (int i = 0; i < F; i++) {
+      cplx sum = 0;
+      for (int64_t t = 0; t < p->window; t++) {
+        double angle = (theta[f] - theta[i]) * (double)t;
+        sum += distance[t] * CMPLX(cos(angle), -sin(angle));
+      }
+      gram[f * F + i] = sum - mean[f] * conj(mean[i]);
+    }
+}
+
 static kf_status rotations(const kf_attention_statistics *s, const double *theta, kf_rope_problem *p, kf_error *e) {
   int group = p->heads / p->kv_heads, F = p->pairs;
-  double *mixed = kf_alloc((size_t)p->window, sizeof *mixed, e), *own = kf_alloc((size_t)p->window, sizeof *own, e);
-  cplx *mean = kf_alloc((size_t)F, sizeof *mean, e);
-  kf_status status = mixed && own && mean ? KF_OK : KF_ERROR_MEMORY;
-  for (int g = 0; g < p->kv_heads && status == KF_OK; g++) {
-    double total = 0;
-    memset(mixed, 0, (size_t)p->window * sizeof *mixed);
-    for (int h = g * group; h < (g + 1) * group; h++) {
-      double sum = 0, energy = 0;
-      for (int64_t t = 0; t < p->window; t++) sum += s->distance[h * s->window + t];
-      for (int f = 0; f < F; f++) energy += p->query_energy[h * F + f];
-      for (int64_t t = 0; t < p->window; t++) own[t] = sum > 0 ? s->distance[h * s->window + t] / sum : t == 0;
-      for (int64_t t = 0; t < p->window; t++) mixed[t] += energy * own[t];
-      total += energy;
-      mean_rotation(p, theta, own, p->mean + h * F);
-    }
-    for (int64_t t = 0; t < p->window; t++) mixed[t] = total > 0 ? mixed[t] / total : t == 0;
-    mean_rotation(p, theta, mixed, mean);
-    for (int f = 0; f < F; f++)
-      for (int i = 0; i < F; i++) {
-        cplx sum = 0;
-        for (int64_t t = 0; t < p->window; t++) {
-          double angle = (theta[f] - theta[i]) * (double)t;
-          sum += mixed[t] * CMPLX(cos(angle), -sin(angle));
-        }
-        p->gram[((int64_t)g * F + f) * F + i] = sum - mean[f] * conj(mean[i]);
-      }
+  double *own = kf_alloc((size_t)(p->heads * p->window), sizeof *own, e);
+  if (!own) return KF_ERROR_MEMORY;
+#pragma omp parallel for
+  for (int h = 0; h < p->heads; h++) {
+    double sum = 0, *mine = own + h * p->window;
+    for (int64_t t = 0; t < p->window; t++) sum += s->distance[h * s->window + t];
+    for (int64_t t = 0; t < p->window; t++) mine[t] = sum > 0 ? s->distance[h * s->window + t] / sum : t == 0;
+    mean_rotation(p, theta, mine, p->mean + h * F);
+    centred_gram(p, theta, mine, p->mean + h * F, p->head_gram + h * F * F);
+  }
+  for (int h = 0; h < p->heads; h++) {
+    double energy = 0, total = 0;
+    for (int f = 0; f < F; f++) energy += p->query_energy[h * F + f];
+    for (int o = h / group * group; o < (h / group + 1) * group; o++)
+      for (int f = 0; f < F; f++) total += p->query_energy[o * F + f];
+    for (int i = 0; i < F * F; i++)
+      p->gram[(int64_t)(h / group) * F * F + i] += (total > 0 ? energy / total : 1.0 / group) * p->head_gram[(int64_t)h * F * F + i];
+  }
+  for (int g = 0; g < p->kv_heads; g++)
     for (int f = 0; f < F; f++) /* a frequency that never turns within the window */
       if (creal(p->gram[((int64_t)g * F + f) * F + f]) < 1e-12) p->gram[((int64_t)g * F + f) * F + f] = 1e-12;
-  }
-  free(mixed);
   free(own);
-  free(mean);
-  return status;
+  return KF_OK;
 }
 
 kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *zk, const double *theta, kf_rope_problem *out,
@@ -108,9 +112,10 @@ kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *z
   int64_t F = out->pairs, n = s->kv_heads * F;
   out->mean = kf_alloc((size_t)(s->heads * F), sizeof *out->mean, e);
   out->query_energy = kf_alloc((size_t)(s->heads * F), sizeof *out->query_energy, e);
+  out->head_gram = kf_alloc((size_t)(s->heads * F * F), sizeof *out->head_gram, e);
   out->gram = kf_alloc((size_t)(s->kv_heads * F * F), sizeof *out->gram, e);
   out->moment = kf_alloc((size_t)(n * n), sizeof *out->moment, e);
-  kf_status status = out->mean && out->query_energy && out->gram && out->moment ? KF_OK : KF_ERROR_MEMORY;
+  kf_status status = out->mean && out->query_energy && out->head_gram && out->gram && out->moment ? KF_OK : KF_ERROR_MEMORY;
   if (status == KF_OK) {
     energies(s, out);
     status = rotations(s, theta, out, e);
@@ -123,6 +128,7 @@ kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *z
 void kf_rope_problem_free(kf_rope_problem *p) {
   free(p->mean);
   free(p->query_energy);
+  free(p->head_gram);
   free(p->gram);
   free(p->moment);
   *p = (kf_rope_problem){0};
@@ -134,7 +140,7 @@ static kf_status channels_create(const kf_rope_problem *p, int count, kf_channel
   *out = (kf_channels){.count = count};
   out->frequency = kf_alloc((size_t)count, sizeof *out->frequency, e);
   out->u = kf_alloc((size_t)count * (size_t)p->hidden, sizeof *out->u, e);
-  out->beta = kf_alloc((size_t)p->kv_heads * (size_t)p->pairs * (size_t)count, sizeof *out->beta, e);
+  out->beta = kf_alloc((size_t)p->heads * (size_t)p->pairs * (size_t)count, sizeof *out->beta, e);
   if (out->frequency && out->u && out->beta) return KF_OK;
   kf_channels_free(out);
   return KF_ERROR_MEMORY;
@@ -192,7 +198,7 @@ kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *o
       double D = lost[f * G + g];
       const cplx *key = p->zk + ((int64_t)g * F + f) * p->hidden;
       for (int i = 0; i < p->hidden; i++) out->u[(int64_t)j * p->hidden + i] += conj(y[g]) * D * key[i];
-      out->beta[((int64_t)g * F + f) * count + j] = y[g] / D;
+      for (int h = g * group; h < (g + 1) * group; h++) out->beta[((int64_t)h * F + f) * count + j] = y[g] / D;
     }
   }
   free(vectors);
@@ -409,10 +415,9 @@ static void solve(int n, cplx *a, cplx *b) {
 
 /* The normal equations over rotations and calibration keys: with P = E[p p^H] and Gram of the rotations of KV head g,
  * sum_j beta_j P_ji gram[th_j, th_i] = gram[f, th_i] E[k_gf conj(p_i)] for every i. */
-static void fit_pair(const kf_rope_problem *p, const kf_channels *c, const cplx *P, const cplx *cross, int64_t row, cplx *a,
+static void fit_pair(const kf_rope_problem *p, const kf_channels *c, const cplx *P, const cplx *cross, int64_t row, const cplx *gram, cplx *a,
                      cplx *b) {
   int F = p->pairs, J = c->count;
-  const cplx *gram = p->gram + row / F * F * F;
   double trace = 0;
   for (int i = 0; i < J; i++) {
     for (int j = 0; j < J; j++) a[i * J + j] = P[j * J + i] * gram[(int64_t)c->frequency[j] * F + c->frequency[i]];
@@ -436,9 +441,11 @@ kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, 
     for (int64_t i = 0; i < J; i++)
       for (int64_t j = 0; j < J; j++)
         for (int64_t r = 0; r < n; r++) P[i * J + j] += from->t[i * n + r] * cross[r * J + j];
-    for (int64_t r = 0; r < n; r++) {
-      fit_pair(p, out, P, cross, r, a, b);
-      memcpy(out->beta + r * J, b, (size_t)J * sizeof *b);
+    int F = p->pairs, group = p->heads / p->kv_heads;
+    for (int64_t row = 0; row < p->heads * F; row++) {
+      int64_t h = row / F, r = h / group * F + row % F;
+      fit_pair(p, out, P, cross, r, getenv("GROUPBETA") ? p->gram + h / group * F * F : p->head_gram + h * F * F, a, b);
+      memcpy(out->beta + row * J, b, (size_t)J * sizeof *b);
     }
   }
   free(cross);

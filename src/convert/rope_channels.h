@@ -20,7 +20,8 @@ typedef struct kf_rope_problem {
   const double complex *zk; /* [G F, d] */
   double complex *mean;     /* [H, F] m_hf = E e^{-i theta_f D} over the head's distances */
   double *query_energy;     /* [H, F] */
-  double complex *gram;     /* [G, F, F] centred Gram of the rotations, E[(e_f - m_f) conj(e_f' - m_f')] */
+  double complex *head_gram; /* [H, F, F] centred Gram of the rotations, E[(e_f - m_f) conj(e_f' - m_f')] over the head's distances */
+  double complex *gram;      /* [G, F, F] its mean over a group's heads, weighted with their query energies */
   double complex *moment;   /* [G F, G F] E[z z^H] of the stacked keys z */
 } kf_rope_problem;
 
@@ -28,7 +29,7 @@ typedef struct kf_channels {
   int count;            /* J */
   int32_t *frequency;   /* [J] index of the source's table */
   double complex *u;    /* [J, d] rows: p_j = u_j . x */
-  double complex *beta; /* [G, F, J] */
+  double complex *beta; /* [H, F, J] */
   double complex *t;    /* [J, G F] p_j = t_j . z of a fold, from which betas are refitted; NULL: greedy */
 } kf_channels;
 
