@@ -199,8 +199,9 @@ static double timed(context *c, work *f, int64_t tokens, int64_t columns, int la
 
 static void attention(int64_t m, int64_t past, int heads, int kv_heads, int d, double bandwidth) {
   int64_t tokens = m + past, columns = 2 * (int64_t)kv_heads * d;
-  context c = {.shape = {heads, kv_heads, d, d, 0.125f, 0},
-               .a = {.q = numbers(m * heads * d), .out = numbers(m * heads * d), .m = m, .past = past}};
+  context c = {
+      .shape = {heads, kv_heads, d, d, 0.125f, 0},
+      .a = {.q = numbers(m * heads * d), .q_stride = (int64_t)heads * d, .out = numbers(m * heads * d), .m = m, .past = past}};
   double t = timed(&c, grouped, tokens, columns, m > 16 ? 1 : 30);
   double pairs = (double)m * (double)past + (double)m * (double)(m + 1) / 2;
   double bytes = (double)(tokens * columns) * (double)kf_element(device->compute);
@@ -338,7 +339,7 @@ static void all_references(void) {
   float *x = numbers(TOKENS * HEADS * RANK), *y = numbers(TOKENS * 2 * INNER);
   sample s = {.p = {x, y, NULL, &packed, 1, TOKENS}, .w = numbers(HIDDEN * HIDDEN)};
   s.c.shape = (kf_attention_shape){HEADS, 3, WIDTH, WIDTH, 0.125f, 0};
-  s.c.a = (kf_attention){x, y, rows, TOKENS, PAST};
+  s.c.a = (kf_attention){x, HEADS * WIDTH, y, rows, TOKENS, PAST};
   s.c.latent = (kf_latent_shape){HEADS, 1, RANK, width, &offset, &width, -1, 0.1f, 0};
   s.c.l = (kf_latent_attention){x, x, y, rows, TOKENS, PAST};
   s.b = (buffers){.a = numbers((int64_t)TOKENS * VOCABULARY), .b = y, .w = numbers(HIDDEN), .m = TOKENS};

@@ -32,9 +32,10 @@ typedef struct kf_rope_block {
 
 /* Grouped attention of one sequence: m queries at positions past .. past+m-1 over rows 0 .. past+m-1. */
 typedef struct kf_attention {
-  const float *q; /* [m, heads, d_qk] */
-  float *out;     /* [m, heads, d_v] */
-  kf_rows rows;   /* columns: kv_heads x d_qk keys, then kv_heads x d_v values (more may follow) */
+  const float *q; /* m rows [heads, d_qk], q_stride numbers apart */
+  int64_t q_stride;
+  float *out;   /* [m, heads, d_v] */
+  kf_rows rows; /* columns: kv_heads x d_qk keys, then kv_heads x d_v values (more may follow) */
   int64_t m, past;
 } kf_attention;
 

@@ -112,7 +112,8 @@ kf_status kf_reference_attention(const kf_attention_shape *shape, const kf_atten
       for (int h = 0; h < shape->heads; h++) {
         int64_t first = first_visible(a->past + t, shape->window), n = a->past + t + 1 - first, at = t * shape->heads + h;
         for (int64_t key = 0; key < n; key++)
-          p[key] = shape->scale * dot_row(a->q + at * d_qk, &a->rows, first + key, (int64_t)(h / group) * d_qk, d_qk);
+          p[key] =
+              shape->scale * dot_row(a->q + t * a->q_stride + h * d_qk, &a->rows, first + key, (int64_t)(h / group) * d_qk, d_qk);
         softmax(p, n);
         weigh(a->out + at * d_v, p, &a->rows, first, n, (int64_t)shape->kv_heads * d_qk + (int64_t)(h / group) * d_v, d_v);
       }

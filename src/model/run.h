@@ -40,7 +40,13 @@ kf_status kf_run_rope(kf_run *r, const kf_rope *rope, int64_t length, const kf_r
 typedef struct kf_piece {
   const kf_span *span;
   int64_t row, count, past; /* first row in the chunk; tokens; tokens before them */
+  int64_t wanted, queries;  /* of how many tokens, the last of the span and of the piece, this layer's output is wanted */
 } kf_piece;
+
+/* The first row of the chunk that a piece wants the output of. */
+static inline int64_t kf_piece_query(const kf_piece *p) {
+  return p->row + p->count - p->queries;
+}
 
 /* The chunk's part of the two attentions. h: normed input [m, hidden]; out: [m, heads x d_v]. */
 typedef struct kf_chunk {

@@ -81,7 +81,7 @@ static void load_query(const kf_cpu *c, const kf_flash *f, const kf_flash_sequen
                        char *to) {
   int64_t at = token * f->groups * f->heads + head;
   if (!f->latent) {
-    c->tile->convert(to, s->q + at * f->d_k, f->d_k, inner);
+    c->tile->convert(to, s->q + token * s->q_stride + head * f->d_k, f->d_k, inner);
     return;
   }
   const kf_latent_shape *l = f->latent;
