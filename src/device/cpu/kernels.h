@@ -11,7 +11,7 @@
 
 enum {
   KF_PANEL = 64,        /* outputs of a panel */
-  KF_TILE = 128,        /* keys of one step of the flash loop: two panels */
+  KF_TILE = 256,        /* keys of one step of the flash loop: two panels */
   KF_FEW_ROWS = 12,     /* rows that weigh() takes */
   KF_ROW_GROUP = 6,     /* rows that multiply() likes best */
   KF_SOFTMAX_KEYS = 32, /* softmax() takes a multiple of so many */
