@@ -44,15 +44,11 @@ static int cut(const kf_span *spans, int count, int64_t first, int64_t m, bool a
 
 static kf_status mlp(kf_run *r, const kf_layer *l, float *x, int64_t m, kf_error *e) {
   kf_device *d = r->device;
-  int64_t hidden = r->config->hidden, f = l->config->intermediate;
-  float *h, *gate_up, *act;
-  KF_TRY(kf_run_slot(r, KF_SLOT_NORMED, m * hidden, &h, e));
+  int64_t f = l->config->intermediate;
+  float *gate_up;
   KF_TRY(kf_run_slot(r, KF_SLOT_GATE_UP, m * 2 * f, &gate_up, e));
-  KF_TRY(kf_run_slot(r, KF_SLOT_ACT, m * f, &act, e));
-  d->rmsnorm(d, h, x, l->post_norm, m, hidden, r->config->eps);
-  d->linear(d, gate_up, h, l->gate_up, m, false);
-  d->swiglu(d, act, gate_up, m, f);
-  d->linear(d, x, act, l->down, m, true);
+  d->norm_linear(d, gate_up, x, l->post_norm, r->config->eps, l->gate_up, m);
+  d->swiglu_linear(d, x, gate_up, l->down, m);
   return KF_OK;
 }
 

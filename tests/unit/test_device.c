@@ -102,6 +102,49 @@ static void linear(void **state) {
   }
 }
 
+/* y = h W^T where h is made on the way and rounded to the compute type: in bf16 each of its numbers is off by 2^-8 of itself
+ * at most. h: the same product with the identity for W. */
+static void compare_made(const char *what, const float *y, const float *expected, float *h, const float *w, int64_t m, int64_t n,
+                         int64_t k) {
+  float *positive = copy(w, n * k), *size = numbers(m * n);
+  for (int64_t i = 0; i < m * k; i++) h[i] = fabsf(h[i]);
+  for (int64_t i = 0; i < n * k; i++) positive[i] = fabsf(w[i]);
+  kf_reference_linear(size, h, positive, NULL, m, n, k, false);
+  for (int64_t i = 0; i < m * n; i++) size[i] += fabsf(expected[i]);
+  compare_sized(what, y, expected, size, m * n, device->compute == KF_BF16 ? 0x1p-8 : 4e-6);
+  free(positive), free(size);
+}
+
+static void try_made_input(int64_t m, int64_t n, int64_t k, bool biased) {
+  float *x = numbers(m * 2 * k), *w = rounded(n * k), *norm = numbers(k), *bias = biased ? numbers(n) : NULL;
+  float *y = numbers(m * n), *expected = copy(y, m * n), *h = calloc((size_t)(m * k), sizeof *h);
+  float *identity = calloc((size_t)(k * k), sizeof *identity);
+  kf_weight *packed = NULL;
+  kf_error e = {0};
+  assert_true(h && identity);
+  for (int64_t i = 0; i < k; i++) identity[i * k + i] = 1;
+  for (int64_t i = 0; i < m * 2 * k; i++) x[i] *= 8;
+  x[0] = -150;
+  assert_int_equal(device->pack(device, w, bias, n, k, &packed, &e), KF_OK);
+  device->swiglu_linear(device, y, x, packed, m);
+  assert_int_equal(kf_reference_swiglu_linear(expected, x, w, bias, m, n, k, &e), KF_OK);
+  assert_int_equal(kf_reference_swiglu_linear(h, x, identity, NULL, m, k, k, &e), KF_OK);
+  compare_made("swiglu_linear", y, expected, h, w, m, n, k);
+  device->norm_linear(device, y, x, norm, 1e-5f, packed, m);
+  assert_int_equal(kf_reference_norm_linear(expected, x, norm, 1e-5f, w, bias, m, n, k, &e), KF_OK);
+  assert_int_equal(kf_reference_norm_linear(h, x, norm, 1e-5f, identity, NULL, m, k, k, &e), KF_OK);
+  compare_made("norm_linear", y, expected, h, w, m, n, k);
+  check_device();
+  device->weight_free(device, packed);
+  free(x), free(w), free(norm), free(bias), free(y), free(expected), free(h), free(identity);
+}
+
+static void made_input(void **state) {
+  (void)state;
+  static const int rows[] = {1, 4, 5, 6, 7, 33, 100};
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) try_made_input(rows[i], between(1, 150), between(1, 300), i % 2);
+}
+
 typedef struct heads_case {
   int64_t m;
   int heads, kv_heads, rank, stride;
@@ -376,21 +419,6 @@ static void rope(void **state) {
   }
 }
 
-static void swiglu(void **state) {
-  (void)state;
-  for (int round = 0; round < 6; round++) {
-    int64_t m = between(1, 60), f = between(1, 300);
-    float *x = numbers(m * 2 * f), *y = numbers(m * f), *expected = numbers(m * f);
-    for (int64_t i = 0; i < m * 2 * f; i++) x[i] *= 8;
-    x[0] = -150;
-    device->swiglu(device, y, x, m, f);
-    kf_reference_swiglu(expected, x, m, f);
-    check_device();
-    compare("swiglu", y, expected, m * f, 3e-6);
-    free(x), free(y), free(expected);
-  }
-}
-
 static void losses(void **state) {
   (void)state;
   for (int round = 0; round < 8; round++) {
@@ -461,18 +489,10 @@ static void errors(void **state) {
 
 static int run_all(kf_isa isa, kf_compute compute, int threads) {
   static const struct CMUnitTest tests[] = {
-      cmocka_unit_test(linear),
-      cmocka_unit_test(heads),
-      cmocka_unit_test(store_fetch),
-      cmocka_unit_test(attention),
-      cmocka_unit_test(latent_attention),
-      cmocka_unit_test(nothing_to_do),
-      cmocka_unit_test(norms),
-      cmocka_unit_test(rope),
-      cmocka_unit_test(swiglu),
-      cmocka_unit_test(losses),
-      cmocka_unit_test(determinism),
-      cmocka_unit_test(errors),
+      cmocka_unit_test(linear),        cmocka_unit_test(made_input),  cmocka_unit_test(heads),
+      cmocka_unit_test(store_fetch),   cmocka_unit_test(attention),   cmocka_unit_test(latent_attention),
+      cmocka_unit_test(nothing_to_do), cmocka_unit_test(norms),       cmocka_unit_test(rope),
+      cmocka_unit_test(losses),        cmocka_unit_test(determinism), cmocka_unit_test(errors),
   };
   kf_error e = {0};
   if (isa > kf_isa_best()) {
