@@ -9,7 +9,7 @@ enum { KF_CHUNK = 512, KF_TABLES = 8 }; /* tokens that pass through a layer's pr
 /* clang-format off */
 typedef enum kf_slot {
   KF_SLOT_NORMED, KF_SLOT_QKV, KF_SLOT_Q, KF_SLOT_Q_A, KF_SLOT_ROW, KF_SLOT_KV_B, KF_SLOT_EXPANDED, KF_SLOT_STORE, KF_SLOT_ROPE,
-  KF_SLOT_LATENT, KF_SLOT_CONTEXT, KF_SLOT_OUT, KF_SLOT_GATE_UP, KF_SLOT_ACT, KF_SLOT_PAST, KF_SLOTS
+  KF_SLOT_LATENT, KF_SLOT_CONTEXT, KF_SLOT_OUT, KF_SLOT_GATE_UP, KF_SLOT_PAST, KF_SLOTS
 } kf_slot;
 /* clang-format on */
 
