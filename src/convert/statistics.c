@@ -126,7 +126,7 @@ static kf_status run_layer(kf_calibration *c, int index, kf_error *e) {
     int count = 0;
     for (int i = first; i < c->windows && count < BATCH; i++, count++) {
       KF_TRY(kf_sequence_reserve(c->sequence[i], index, c->offset[i + 1] - c->offset[i], e));
-      spans[count] = (kf_span){c->sequence[i], c->offset[i] - c->offset[first], c->offset[i + 1] - c->offset[i]};
+      spans[count] = (kf_span){c->sequence[i], c->offset[i] - c->offset[first], c->offset[i + 1] - c->offset[i], 0};
     }
     KF_TRY(kf_layer_forward(c->run, c->layer, index, c->x + c->offset[first] * c->config->hidden, spans, count, &watch, e));
     for (int i = 0; i < count; i++) kf_sequence_drop(spans[i].sequence, index);
