@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "convert/record.h"
+#include "convert/self_samples.h"
 #include "convert/write.h"
 #include "linalg/linalg.h"
 #include "text/tokenizer.h"
@@ -233,14 +234,22 @@ static kf_status calibrate(job *j, kf_error *e) {
   if (!j->plan.needs_text) return KF_OK;
   KF_TRY(kf_join(scratch, kf_output_path(j->output), "statistics", e));
   KF_TRY(open_tokenizer(j, &t, e));
-  kf_status s = kf_corpus_read(t, o->calibration, o->calibration_count, j->calibration_tokens, &j->corpus, e);
+  kf_status s = o->calibration_count
+                    ? kf_corpus_read(t, o->calibration, o->calibration_count, j->calibration_tokens, &j->corpus, e)
+                    : kf_corpus_sample(j->path, t, o, j->calibration_tokens, &j->corpus, e);
   kf_tokenizer_close(t);
   KF_TRY(s);
   if ((int64_t)j->corpus.ids.count < o->calibration_tokens)
     kf_note(&o->hooks, "the calibration text has %zu tokens, fewer than the %lld asked for", j->corpus.ids.count,
             (long long)o->calibration_tokens);
-  KF_TRY(j->plan.method->open(&j->plan, &j->corpus, scratch, &j->session, e));
-  if (j->plan.method->record) json_object_set_new(j->recipe, "chosen", j->plan.method->record(j->session));
+  return j->plan.method->open(&j->plan, &j->corpus, scratch, &j->session, e);
+}
+
+static kf_status record_choice(job *j, kf_error *e) {
+  json_t *chosen;
+  if (!j->session || !j->plan.method->record) return KF_OK;
+  KF_TRY(j->plan.method->record(j->session, &chosen, e));
+  json_object_set_new(j->recipe, "chosen", chosen);
   return KF_OK;
 }
 
@@ -302,6 +311,7 @@ static kf_status run(job *j, const char *src, const char *dst, kf_error *e) {
   KF_TRY(prepare(j, src, dst, e));
   KF_TRY(kf_output_open(dst, j->fingerprint, j->dtype, j->o->shard_bytes, &j->o->hooks, &j->output, e));
   KF_TRY(do_units(j, e));
+  KF_TRY(record_choice(j, e));
   end_session(j); /* its scratch file stands in the output */
   KF_TRY(kf_output_seal(j->output, e));
   KF_TRY(write_companions(j, e));

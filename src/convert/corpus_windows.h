@@ -14,8 +14,10 @@ typedef struct kf_corpus {
 kf_status kf_corpus_read(const kf_tokenizer *t, const char *const *files, int count, int64_t tokens, kf_corpus *out, kf_error *e);
 void kf_corpus_free(kf_corpus *c);
 
-/* Consecutive whole windows of `window` tokens, BOS included. x: [windows, window, hidden] embeddings, freed with free().
- * Errors: too little text for five windows. */
+/* Consecutive whole windows of `window` tokens, BOS included: ids [windows, window], freed with free(). Errors: too little text
+ * for five windows. */
+kf_status kf_corpus_cut(const kf_corpus *c, int64_t window, int32_t **ids, int *windows, kf_error *e);
+/* The same as embeddings: x [windows, window, hidden], freed with free(). */
 kf_status kf_corpus_windows(const kf_corpus *c, const kf_weights *w, int64_t window, float **x, int *windows, kf_error *e);
 
 #endif

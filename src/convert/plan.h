@@ -63,8 +63,9 @@ typedef struct kf_method {
   /* One layer, called in ascending order; layers may be left out (kept as they are, or finished by an earlier run). session:
    * open()'s, or NULL. */
   kf_status (*map)(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
-  json_t *(*record)(const void *session); /* what was chosen, into the recipe; NULL: nothing */
-  void (*close)(void *session);           /* NULL is allowed */
+  /* After the last layer: what was chosen and what came of it, for the recipe. NULL: nothing. */
+  kf_status (*record)(void *session, json_t **out, kf_error *e);
+  void (*close)(void *session); /* NULL is allowed */
 } kf_method;
 
 const kf_method *kf_method_at(int index); /* NULL past the end */
@@ -114,12 +115,10 @@ bool kf_plan_rotates(const kf_plan *p, int layer);
 
 /* The rows of the table. */
 extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[], kf_fold_keys[];
-enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_REFIT }; /* in the order of kf_fold_keys */
-enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };           /* selection */
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e);
 kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
 kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
-json_t *kf_fold_record(const void *session);
+kf_status kf_fold_record(void *session, json_t **out, kf_error *e);
 void kf_fold_close(void *session);
 kf_status kf_mha2mla_resolve(kf_plan *p, kf_error *e);
 kf_status kf_mha2mla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);

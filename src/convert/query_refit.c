@@ -27,16 +27,15 @@ typedef struct layer_data {
 typedef struct head_data {
   const layer_data *l;
   int head;
-  float *a;                 /* [windows, m, m] the source's probabilities */
-  float *key;               /* [windows m, width] scaled keys: nope, then rotated rope */
-  float *y, *g, *score;     /* [m, width] twice, [BLOCK, m] */
-  float *flat;              /* [width, d] */
-  double *key_inverse;      /* [width, width] */
-  double *theta, *residual; /* [width, d], pair */
-  double *target, *image;   /* pairs: b, H theta */
+  float *a;                                  /* [windows, m, m] the source's probabilities */
+  float *key;                                /* [windows m, width] scaled keys: nope, then rotated rope */
+  float *y, *g, *score;                      /* [m, width] twice, [BLOCK, m] */
+  float *flat;                               /* [width, d] */
+  double *key_inverse;                       /* [width, width] */
+  double *theta, *residual;                  /* [width, d], pair */
+  double *target, *image;                    /* pairs: b, H theta */
   double *direction, *conditioned, *through; /* [width, d] twice, pair */
-  double *best;             /* [width, d] */
-  double gained, held;      /* of the held-out objective; what it was */
+  double *best;                              /* [width, d] */
 } head_data;
 
 /* ---------------------------------------------------------------------------------------------- rotations */
@@ -220,7 +219,7 @@ static kf_status solve(head_data *h, float *scratch, kf_error *e) {
   precondition(h, h->residual, h->conditioned);
   memcpy(h->direction, h->conditioned, (size_t)size * sizeof *h->direction);
   memcpy(h->best, h->theta, (size_t)size * sizeof *h->best);
-  double along = dot(h->residual, h->conditioned, size), before = held_out(h), least = before;
+  double along = dot(h->residual, h->conditioned, size), least = held_out(h);
   for (int step = 0; step < STEPS && along > 0; step++) {
     apply(h, h->direction, scratch, h->through);
     double curvature = dot(h->direction, h->through, size), length = along / curvature;
@@ -232,15 +231,14 @@ static kf_status solve(head_data *h, float *scratch, kf_error *e) {
     for (int64_t i = 0; i < 2 * size; i++) h->image[i] += length * h->through[i];
     double now = held_out(h);
     if (!isfinite(now)) return kf_fail(e, KF_ERROR_INPUT, "head %d: its scores are not finite", h->head);
-    if (now < least) memcpy(h->best, h->theta, (size_t)size * sizeof *h->best);
-    if (now > least) break;
+    if (!(now < least)) break;
     least = now;
+    memcpy(h->best, h->theta, (size_t)size * sizeof *h->best);
     precondition(h, h->residual, h->conditioned);
     double next = dot(h->residual, h->conditioned, size);
     for (int64_t i = 0; i < size; i++) h->direction[i] = h->conditioned[i] + next / along * h->direction[i];
     along = next;
   }
-  h->gained = before - least;
   return KF_OK;
 }
 
@@ -252,14 +250,14 @@ static kf_status refit_head(head_data *h, kf_error *e) {
   struct {
     double **to;
     int64_t count;
-  } wide_parts[] = {{&h->theta, size},      {&h->residual, size},    {&h->target, 2 * size},  {&h->image, 2 * size},
-                    {&h->direction, size},  {&h->conditioned, size}, {&h->through, 2 * size}, {&h->best, size},
-                    {&h->key_inverse, l->width * l->width}};
+  } wide_parts[] = {{&h->theta, size},       {&h->residual, size},  {&h->target, 2 * size},
+                    {&h->image, 2 * size},   {&h->direction, size}, {&h->conditioned, size},
+                    {&h->through, 2 * size}, {&h->best, size},      {&h->key_inverse, l->width * l->width}};
   struct {
     float **to;
     int64_t count;
-  } parts[] = {{&h->a, windows * m * m}, {&h->key, windows * m * l->width}, {&h->y, m * wide},
-               {&h->g, m * wide},        {&h->score, BLOCK * m},            {&h->flat, size + l->width * l->width}};
+  } parts[] = {{&h->a, windows * m * m}, {&h->key, windows * m * l->width},     {&h->y, m * wide}, {&h->g, m * wide},
+               {&h->score, BLOCK * m},   {&h->flat, size + l->width * l->width}};
   for (size_t i = 0; i < sizeof wide_parts / sizeof *wide_parts; i++)
     if (!(*wide_parts[i].to = kf_arena_alloc(&arena, (size_t)wide_parts[i].count, sizeof(double), e))) goto done;
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
@@ -305,27 +303,22 @@ static const kf_mapped_tensor *find(const kf_mapped *m, const char *name) {
   return NULL;
 }
 
-static kf_status refit_heads(layer_data *l, int threads, double *gain, kf_arena *arena, kf_error *e) {
+static kf_status refit_heads(layer_data *l, int threads, kf_arena *arena, kf_error *e) {
   int heads = l->source->a->heads;
-  double gained = 0;
   kf_error *errors = kf_arena_alloc(arena, (size_t)heads, sizeof *errors, e);
-  double *gains = kf_arena_alloc(arena, (size_t)heads, sizeof *gains, e);
-  if (!errors || !gains) return KF_ERROR_MEMORY;
+  if (!errors) return KF_ERROR_MEMORY;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int h = 0; h < heads; h++) {
     head_data data = {.l = l, .head = h};
-    if (refit_head(&data, &errors[h]) == KF_OK) gains[h] = data.gained;
+    refit_head(&data, &errors[h]);
   }
-  for (int h = 0; h < heads; h++) {
+  for (int h = 0; h < heads; h++)
     if (errors[h].status != KF_OK) return kf_fail(e, errors[h].status, "%s", errors[h].message);
-    gained += gains[h];
-  }
-  *gain = gained;
   return KF_OK;
 }
 
 kf_status kf_query_refit(const kf_fold_source *source, const kf_attention_probe *probe, const kf_refit_windows *x, int threads,
-                         kf_mapped *layer, double *gain, kf_error *e) {
+                         kf_mapped *layer, kf_error *e) {
   const kf_attention_config *b = &layer->attention;
   const kf_mapped_tensor *kv_a = find(layer, "kv_a_proj.weight");
   kf_arena arena = {0};
@@ -348,7 +341,7 @@ kf_status kf_query_refit(const kf_fold_source *source, const kf_attention_probe 
     for (int w = 0; w < x->windows; w++) turn(&l, 0, l.m, row, l.kv + w * l.m * row + l.rank, 1);
     s = input_inverse(&l, &arena, e);
   }
-  if (s == KF_OK) s = refit_heads(&l, threads, gain, &arena, e);
+  if (s == KF_OK) s = refit_heads(&l, threads, &arena, e);
   kf_arena_free(&arena);
   return s;
 }

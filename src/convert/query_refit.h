@@ -17,9 +17,9 @@ typedef struct kf_refit_windows {
   const float *source, *converted;
 } kf_refit_windows;
 
-/* Replaces q_proj.weight of a layer that kf_fold_layer_map made. *gain: the part of the held-out objective that it took away,
- * over all heads. Errors: memory; numbers that are not finite. */
+/* Replaces q_proj.weight of a layer that kf_fold_layer_map made; heads whose held-out windows gain nothing keep theirs.
+ * Errors: memory; numbers that are not finite. */
 kf_status kf_query_refit(const kf_fold_source *source, const kf_attention_probe *probe, const kf_refit_windows *x, int threads,
-                         kf_mapped *layer, double *gain, kf_error *e);
+                         kf_mapped *layer, kf_error *e);
 
 #endif

@@ -96,7 +96,8 @@ static kf_status rotations(const kf_attention_statistics *s, const double *theta
     for (int o = h / group * group; o < (h / group + 1) * group; o++)
       for (int f = 0; f < F; f++) total += p->query_energy[o * F + f];
     for (int i = 0; i < F * F; i++)
-      p->gram[(int64_t)(h / group) * F * F + i] += (total > 0 ? energy / total : 1.0 / group) * p->head_gram[(int64_t)h * F * F + i];
+      p->gram[(int64_t)(h / group) * F * F + i] +=
+          (total > 0 ? energy / total : 1.0 / group) * p->head_gram[(int64_t)h * F * F + i];
   }
   for (int g = 0; g < p->kv_heads; g++)
     for (int f = 0; f < F; f++) /* a frequency that never turns within the window */
@@ -166,7 +167,7 @@ static int strongest_first(const void *a, const void *b) {
 }
 
 /* For each frequency the eigenpairs of diag(D) E[k k^H] diag(D), D_g^2 = sum over the group of energy (1 - |m|^2). */
-kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *out, kf_error *e) {
+kf_status kf_channels_greedy(const kf_rope_problem *p, int count, const bool *allowed, kf_channels *out, kf_error *e) {
   int G = p->kv_heads, F = p->pairs, group = p->heads / G;
   KF_TRY(channels_create(p, count, out, e));
   cplx *vectors = kf_alloc((size_t)F * (size_t)G * (size_t)G, sizeof *vectors, e);
@@ -187,7 +188,7 @@ kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *o
       for (int b = 0; b < G; b++)
         m[a * G + b] = lost[f * G + a] * p->moment[((int64_t)a * F + f) * G * F + (int64_t)b * F + f] * lost[f * G + b];
     s = kf_eigh_complex(m, G, value, e);
-    for (int c = 0; c < G && s == KF_OK; c++) list[f * G + c] = (component){value[c], f, c};
+    for (int c = 0; c < G && s == KF_OK; c++) list[f * G + c] = (component){allowed && (c || !allowed[f]) ? -1 : value[c], f, c};
   }
   if (s == KF_OK) qsort(list, (size_t)F * (size_t)G, sizeof *list, strongest_first);
   for (int j = 0; j < count && s == KF_OK; j++) {
@@ -415,8 +416,8 @@ static void solve(int n, cplx *a, cplx *b) {
 
 /* The normal equations over rotations and calibration keys: with P = E[p p^H] and Gram of the rotations of KV head g,
  * sum_j beta_j P_ji gram[th_j, th_i] = gram[f, th_i] E[k_gf conj(p_i)] for every i. */
-static void fit_pair(const kf_rope_problem *p, const kf_channels *c, const cplx *P, const cplx *cross, int64_t row, const cplx *gram, cplx *a,
-                     cplx *b) {
+static void fit_pair(const kf_rope_problem *p, const kf_channels *c, const cplx *P, const cplx *cross, int64_t row,
+                     const cplx *gram, cplx *a, cplx *b) {
   int F = p->pairs, J = c->count;
   double trace = 0;
   for (int i = 0; i < J; i++) {

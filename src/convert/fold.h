@@ -1,0 +1,64 @@
+/* fold from inside: what its session keeps, shared by its three parts (fold.c the session, fold_choice.c the choice among
+ * variants, fold_refit.c the refits against the source). docs/METHODS.md has the equations. */
+#ifndef KF_CONVERT_FOLD_H
+#define KF_CONVERT_FOLD_H
+
+#include <stdio.h>
+
+#include "convert/fold_stream.h"
+
+enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY }; /* of kf_fold_keys */
+enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };                                                   /* selection */
+enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
+enum { KF_FOLD_CANDIDATES = 4 };
+
+/* How near a converted model is to the source on held-out windows: mean KL in nats a token, and the ratio of perplexities. */
+typedef struct kf_nearness {
+  double kl, perplexity_ratio;
+} kf_nearness;
+
+typedef struct kf_candidate {
+  bool greedy;
+  int pairs;
+  kf_nearness nearness;
+  kf_student student;
+} kf_candidate;
+
+typedef struct kf_fold {
+  const kf_plan *p;
+  const kf_config *config;
+  const kf_weights *weights;
+  kf_device *device;
+  kf_run *run;
+  int threads;
+  int64_t elements; /* numbers a token and layer */
+  bool stock;       /* every layer's frequencies are those of one table of every n-th of the source's, each once */
+  int refit;
+  kf_stream all, fit, tune; /* the source's hidden states: all windows, the first of which are fitted on, the last chosen by */
+  float *start;             /* embeddings of all windows */
+  int32_t *ids;             /* [windows, window] */
+  kf_candidate candidate[KF_FOLD_CANDIDATES];
+  int candidates, best;
+  FILE *store; /* statistics, layer by layer */
+  char scratch[KF_PATH];
+  int next;           /* layer whose statistics the store gives next */
+  kf_student student; /* of the chosen variant, over all windows */
+} kf_fold;
+
+/* Rotated pairs of a layer: none where the source does not rotate. */
+int kf_fold_pairs(const kf_fold *f, int layer, int pairs);
+/* longest: a pursuit of at least as many pairs, of which it is a part; or NULL. */
+kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, bool greedy, int pairs,
+                           const kf_channels *longest, kf_channels *out, kf_error *e);
+/* Statistics of a layer to or from the store, in the order of the layers. */
+kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e);
+
+/* Runs the source once over all windows: statistics into the store, every candidate converted (without refit) and judged. */
+kf_status kf_fold_choose(kf_fold *f, kf_error *e);
+/* Nearness of streams that went through all layers, over the held-out windows; converted: [tune windows, window, hidden]. */
+kf_status kf_fold_judge(kf_fold *f, const float *source, float *const *converted, int count, kf_nearness *out, kf_error *e);
+/* Refits a mapped layer as the settings say, and brings both streams, source and student, through it. */
+kf_status kf_fold_refit(kf_fold *f, int layer, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *mapped,
+                        kf_error *e);
+
+#endif

@@ -1,0 +1,198 @@
+/* fold: one pass of the source over the calibration windows, and the choice among variants on the windows held out. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "convert/fold.h"
+
+/* ---------------------------------------------------------------------------------------------- one pass of the source */
+
+typedef struct collector {
+  kf_attention_statistics *statistics;
+  const kf_attention_probe *probe;
+  int threads;
+  kf_status status;
+  kf_error *e;
+} collector;
+
+static void seen(void *user, int layer, int64_t m, const float *input, const float *q, int64_t q_stride, const float *k,
+                 int64_t k_stride) {
+  collector *c = user;
+  const kf_attention_statistics *s = c->statistics;
+  (void)layer, (void)k_stride;
+  if (c->status == KF_OK)
+    c->status = kf_attention_statistics_add(c->statistics, c->probe, m, input, q, k, k + (int64_t)s->kv_heads * s->d_qk, q_stride,
+                                            c->threads, c->e);
+}
+
+/* Runs the calibration windows through the source's layer. */
+static kf_status collect(kf_fold *f, const kf_fold_source *source, const kf_layer *layer, int index, kf_attention_statistics *out,
+                         kf_error *e) {
+  kf_attention_probe probe;
+  KF_TRY(kf_attention_statistics_create(source->a, f->config->hidden, f->fit.window, out, e));
+  KF_TRY(kf_attention_probe_create(source->a, f->config->hidden, f->fit.window, source->o, &probe, e));
+  collector c = {out, &probe, f->threads, KF_OK, e};
+  kf_status s = kf_stream_forward(f->device, f->run, layer, index, &f->fit, &(kf_watch){.seen = seen, .user = &c}, e);
+  kf_attention_probe_free(&probe);
+  if (s == KF_OK) s = c.status;
+  if (s == KF_OK && !(out->weight > 0 && isfinite(out->weight)))
+    s = kf_fail(e, KF_ERROR_INPUT, "layer %d: its attention gives no finite statistics", index);
+  return s;
+}
+
+/* The candidate's layer, run over its stream of held-out windows. */
+static kf_status try_candidate(kf_fold *f, kf_candidate *c, int index, const kf_fold_source *source,
+                               const kf_attention_statistics *s, const kf_rope_problem *p, const kf_channels *longest,
+                               const kf_layer *teacher, kf_error *e) {
+  kf_channels channels;
+  kf_mapped *mapped = &c->student.mapped[index];
+  kf_layer layer;
+  KF_TRY(kf_fold_channels(f, p, index, c->greedy, c->pairs, longest, &channels, e));
+  kf_status status = kf_fold_layer_map(source, s, p, &channels, f->elements, mapped, e);
+  kf_channels_free(&channels);
+  KF_TRY(status);
+  c->student.layer[index].attention = mapped->attention;
+  status = kf_layer_mapped(f->device, teacher, &c->student.layer[index], mapped, &layer, e);
+  kf_mapped_drop(mapped);
+  KF_TRY(status);
+  c->student.stream.config = &c->student.config;
+  status = kf_stream_forward(f->device, f->run, &layer, index, &c->student.stream, NULL, e);
+  kf_layer_mapped_free(&layer, teacher, f->device);
+  return status;
+}
+
+/* One pursuit serves all candidates with fewer pairs, unless their slots differ. */
+static kf_status longest_pursuit(const kf_fold *f, const kf_rope_problem *p, int layer, kf_channels *out, kf_error *e) {
+  int most = 0;
+  for (int i = 0; i < f->candidates; i++)
+    if (!f->candidate[i].greedy && f->candidate[i].pairs > most) most = f->candidate[i].pairs;
+  return most && !f->stock ? kf_channels_fold(p, kf_fold_pairs(f, layer, most), NULL, f->threads, out, e) : KF_OK;
+}
+
+static kf_status try_layer(kf_fold *f, int index, kf_error *e) {
+  kf_layer teacher;
+  kf_fold_source source;
+  kf_attention_statistics statistics = {0};
+  kf_rope_problem problem = {0};
+  kf_channels longest = {0};
+  kf_status s;
+  KF_TRY(kf_layer_load(f->weights, index, f->device, &teacher, e));
+  KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &source, e));
+  KF_GO(collect(f, &source, &teacher, index, &statistics, e));
+  KF_GO(kf_fold_move_statistics(f, &statistics, true, e));
+  if (f->candidates > 1) {
+    KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
+    KF_GO(kf_rope_problem_create(&statistics, source.zk, source.theta, &problem, e));
+    KF_GO(longest_pursuit(f, &problem, index, &longest, e));
+    for (int i = 0; i < f->candidates; i++)
+      KF_GO(try_candidate(f, &f->candidate[i], index, &source, &statistics, &problem, &longest, &teacher, e));
+  }
+done:
+  kf_channels_free(&longest);
+  kf_rope_problem_free(&problem);
+  kf_attention_statistics_free(&statistics);
+  kf_fold_source_free(&source);
+  kf_layer_free(&teacher, f->device);
+  return s;
+}
+
+/* ---------------------------------------------------------------------------------------------- the judge */
+
+typedef struct head {
+  float *norm, *rows, *reference, *logits;
+  double *kl, *difference, *nll, *own_nll;
+  int32_t *target, *first;
+  kf_weight *weight;
+} head;
+
+enum { ROWS = 128 };
+
+static kf_status head_create(kf_fold *f, head *h, kf_error *e) {
+  const kf_config *c = f->config;
+  KF_TRY(kf_head_load(f->weights, f->device, &h->norm, &h->weight, e));
+  KF_NEW(h->rows, ROWS * c->hidden, e);
+  KF_NEW(h->reference, (size_t)ROWS * (size_t)c->vocabulary, e);
+  KF_NEW(h->logits, (size_t)ROWS * (size_t)c->vocabulary, e);
+  KF_NEW(h->kl, ROWS, e);
+  KF_NEW(h->difference, ROWS, e);
+  KF_NEW(h->nll, ROWS, e);
+  KF_NEW(h->own_nll, ROWS, e);
+  KF_NEW(h->target, ROWS, e);
+  KF_NEW(h->first, ROWS, e);
+  return KF_OK;
+}
+
+static void head_free(kf_fold *f, head *h) {
+  void *own[] = {h->norm, h->rows, h->reference, h->logits, h->kl, h->difference, h->nll, h->own_nll, h->target, h->first};
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
+  if (h->weight) f->device->weight_free(f->device, h->weight);
+}
+
+static void project(kf_fold *f, const head *h, const float *x, int64_t rows, float *logits) {
+  kf_device *d = f->device;
+  d->rmsnorm(d, h->rows, x, h->norm, rows, f->config->hidden, f->config->eps);
+  d->linear(d, logits, h->rows, h->weight, rows, false);
+}
+
+/* Sums over one block of rows; the last token of a window predicts nothing. */
+static void judge_rows(kf_fold *f, const head *h, int64_t at, int64_t rows, const float *x, kf_nearness *sum) {
+  kf_device *d = f->device;
+  int64_t v = f->config->vocabulary;
+  project(f, h, x + at * f->config->hidden, rows, h->logits);
+  d->divergence(d, h->reference, h->logits, rows, v, h->kl, h->difference);
+  d->cross_entropy(d, h->logits, h->target, rows, v, h->own_nll, h->first);
+  for (int64_t r = 0; r < rows; r++) {
+    if ((at + r + 1) % f->tune.window == 0) continue;
+    sum->kl += h->kl[r];
+    sum->perplexity_ratio += h->own_nll[r] - h->nll[r];
+  }
+}
+
+kf_status kf_fold_judge(kf_fold *f, const float *source, float *const *converted, int count, kf_nearness *out, kf_error *e) {
+  int64_t total = f->tune.windows * f->tune.window, predicted = f->tune.windows * (f->tune.window - 1);
+  const int32_t *ids = f->ids + f->fit.windows * f->fit.window;
+  head h = {0};
+  kf_status s = head_create(f, &h, e);
+  memset(out, 0, (size_t)count * sizeof *out);
+  for (int64_t at = 0; at < total && s == KF_OK; at += ROWS) {
+    int64_t rows = total - at < ROWS ? total - at : ROWS;
+    for (int64_t r = 0; r < rows; r++) h.target[r] = at + r + 1 < total ? ids[at + r + 1] : 0;
+    project(f, &h, source + at * f->config->hidden, rows, h.reference);
+    f->device->cross_entropy(f->device, h.reference, h.target, rows, f->config->vocabulary, h.nll, h.first);
+    for (int i = 0; i < count; i++) judge_rows(f, &h, at, rows, converted[i], &out[i]);
+    s = kf_device_check(f->device, e);
+  }
+  head_free(f, &h);
+  for (int i = 0; i < count; i++)
+    out[i] = (kf_nearness){out[i].kl / (double)predicted, exp(out[i].perplexity_ratio / (double)predicted)};
+  return s;
+}
+
+/* ---------------------------------------------------------------------------------------------- the choice */
+
+static kf_status judge_candidates(kf_fold *f, kf_error *e) {
+  float *stream[KF_FOLD_CANDIDATES];
+  kf_nearness nearness[KF_FOLD_CANDIDATES];
+  for (int i = 0; i < f->candidates; i++) stream[i] = f->candidate[i].student.stream.x;
+  KF_TRY(kf_fold_judge(f, f->tune.x, stream, f->candidates, nearness, e));
+  for (int i = 0; i < f->candidates; i++) {
+    kf_candidate *c = &f->candidate[i];
+    c->nearness = nearness[i];
+    if (c->nearness.kl < f->candidate[f->best].nearness.kl) f->best = i;
+    kf_note(f->p->hooks, "%s selection, %d rotated pairs: KL %.4f on held-out calibration text, before refits",
+            c->greedy ? "greedy" : "fold", c->pairs, c->nearness.kl);
+  }
+  return KF_OK;
+}
+
+kf_status kf_fold_choose(kf_fold *f, kf_error *e) {
+  for (int i = 0; i < f->candidates && f->candidates > 1; i++)
+    KF_TRY(kf_student_create(f->config, f->elements, &f->tune, &f->candidate[i].student, e));
+  for (int i = 0; i < f->config->layers; i++) {
+    KF_TRY(kf_progress(f->p->hooks, "calibrating", i, f->config->layers, e));
+    KF_TRY(try_layer(f, i, e));
+  }
+  if (f->candidates > 1) KF_TRY(judge_candidates(f, e));
+  for (int i = 0; i < f->candidates; i++) kf_student_free(&f->candidate[i].student);
+  return KF_OK;
+}
