@@ -38,42 +38,35 @@ kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
   return KF_OK;
 }
 
-/* Slots of the smallest stock table (every n-th of the source's F frequencies) with room for `pairs`. */
-static int table_slots(int F, int pairs) {
-  int slots = pairs < F ? pairs : F;
-  while (F % slots) slots++;
-  return slots;
-}
-
-/* Frequencies that a stock table with room for `pairs` has, [F]; NULL: any may be taken. */
-static kf_status slots_of(const kf_fold *f, int pairs, bool **allowed, kf_error *e) {
-  int F = f->config->head_dim / 2;
-  *allowed = NULL;
-  if (!f->stock || !pairs) return KF_OK;
-  KF_NEW(*allowed, F, e);
-  for (int i = 0; i < F; i += F / table_slots(F, pairs)) (*allowed)[i] = true;
-  return KF_OK;
-}
-
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs) {
   return kf_plan_rotates(f->p, layer) ? pairs : 0;
 }
 
-/* As given, else both selections near the parts of the budget that measured best (docs/METHODS.md). */
+/* What is tried where the settings leave it open: parts of the budget that measured best (docs/METHODS.md). A stock table has
+ * each frequency once, so there is nothing to select but its stride. */
+static const struct {
+  bool stock, greedy;
+  double part;
+  int stride;
+} variants[] = {{false, false, 1.0 / 12, 0}, {false, false, 1.0 / 8, 0}, {false, true, 1.0 / 8, 0}, {false, true, 1.0 / 5, 0},
+                {true, false, 1.0 / 12, 1},  {true, false, 1.0 / 12, 2}, {true, false, 1.0 / 8, 1}, {true, false, 1.0 / 8, 2}};
+
+static bool listed(const kf_fold *f, const kf_candidate *c) {
+  for (int i = 0; i < f->candidates; i++)
+    if (f->candidate[i].greedy == c->greedy && f->candidate[i].pairs == c->pairs && f->candidate[i].stride == c->stride)
+      return true;
+  return false;
+}
+
 static kf_status list_candidates(kf_fold *f, kf_error *e) {
-  static const double parts[2][2] = {{1.0 / 12, 1.0 / 8}, {1.0 / 8, 1.0 / 5}}; /* of fold, of greedy */
   const kf_value *pairs = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION];
   int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
-  for (int kind = 0; kind < 2; kind++) {
-    if (selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != (kind == 1)) continue;
-    int last = 0;
-    for (int i = 0; i < 2; i++) {
-      int J = pairs->given ? (int)pairs->integer : (int)lround(parts[kind][i] * (double)f->elements);
-      J = J < 1 ? 1 : J > most ? most : J;
-      if (f->stock && !pairs->given) J = table_slots(F, J);
-      if (J == last || 2 * J >= f->elements) continue;
-      f->candidate[f->candidates++] = (kf_candidate){.greedy = kind == 1, .pairs = last = J};
-    }
+  for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+    int J = pairs->given ? (int)pairs->integer : (int)lround(variants[i].part * (double)f->elements);
+    kf_candidate c = {.greedy = variants[i].greedy, .pairs = J < 1 ? 1 : J > most ? most : J, .stride = variants[i].stride};
+    if (variants[i].stock != f->stock || 2 * c.pairs >= f->elements || (c.pairs - 1) * c.stride >= F || listed(f, &c)) continue;
+    if (!f->stock && selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != c.greedy) continue;
+    f->candidate[f->candidates++] = c;
   }
   if (f->candidates) return KF_OK;
   return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements leaves no room for rotated pairs and latents",
@@ -103,18 +96,18 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool w
 
 /* ---------------------------------------------------------------------------------------------- layers */
 
-kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, bool greedy, int pairs,
+kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_candidate *c,
                            const kf_channels *longest, kf_channels *out, kf_error *e) {
+  int pairs = kf_fold_pairs(f, layer, c->pairs);
   kf_channels pursuit = {0};
-  bool *allowed;
-  pairs = kf_fold_pairs(f, layer, pairs);
-  if (!greedy && longest && longest->count >= pairs && longest->t) return kf_channels_prefix(p, longest, pairs, out, e);
-  KF_TRY(slots_of(f, pairs, &allowed, e));
-  kf_status s =
-      greedy ? kf_channels_greedy(p, pairs, allowed, out, e) : kf_channels_fold(p, pairs, allowed, f->threads, &pursuit, e);
-  if (s == KF_OK && !greedy) s = kf_channels_prefix(p, &pursuit, pairs, out, e);
+  bool *slots = NULL;
+  if (!c->greedy && longest && longest->count >= pairs) return kf_channels_prefix(p, longest, pairs, out, e);
+  if (c->stride) KF_NEW(slots, p->pairs, e);
+  for (int i = 0; slots && i < c->pairs; i++) slots[i * c->stride] = true;
+  kf_status s = c->greedy ? kf_channels_greedy(p, pairs, out, e) : kf_channels_fold(p, pairs, slots, f->threads, &pursuit, e);
+  if (s == KF_OK && !c->greedy) s = kf_channels_prefix(p, &pursuit, pairs, out, e);
   kf_channels_free(&pursuit);
-  free(allowed);
+  free(slots);
   return s;
 }
 
@@ -131,7 +124,7 @@ static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
   KF_GO(kf_attention_statistics_create(source.a, f->config->hidden, f->fit.window, &statistics, e));
   KF_GO(kf_fold_move_statistics(f, &statistics, false, e));
   KF_GO(kf_rope_problem_create(&statistics, source.zk, source.theta, &problem, e));
-  KF_GO(kf_fold_channels(f, &problem, index, c->greedy, c->pairs, NULL, &channels, e));
+  KF_GO(kf_fold_channels(f, &problem, index, c, NULL, &channels, e));
   KF_GO(kf_fold_layer_map(&source, &statistics, &problem, &channels, f->elements, out, e));
   KF_GO(kf_layer_load(f->weights, index, f->device, &teacher, e));
   KF_GO(kf_fold_refit(f, index, &source, &teacher, out, e));
@@ -228,10 +221,11 @@ kf_status kf_fold_record(void *session, json_t **out, kf_error *e) {
   const kf_candidate *c = &f->candidate[f->best];
   json_t *tried = json_array();
   for (int i = 0; i < f->candidates && f->candidates > 1; i++)
-    json_array_append_new(tried, json_pack("{s:s,s:i,s:f}", "selection", f->candidate[i].greedy ? "greedy" : "fold", "rope_pairs",
-                                           f->candidate[i].pairs, "kl", f->candidate[i].nearness.kl));
-  *out = json_pack("{s:s,s:i,s:o,s:{s:I,s:f,s:f}}", "selection", c->greedy ? "greedy" : "fold", "rope_pairs", c->pairs, "tried",
-                   tried, "held_out", "tokens", (json_int_t)(f->tune.windows * f->tune.window), "kl", outcome.kl,
-                   "perplexity_ratio", outcome.perplexity_ratio);
+    json_array_append_new(tried, json_pack("{s:s,s:i,s:i,s:f}", "selection", f->candidate[i].greedy ? "greedy" : "fold",
+                                           "rope_pairs", f->candidate[i].pairs, "rope_stride", f->candidate[i].stride, "kl",
+                                           f->candidate[i].nearness.kl));
+  *out = json_pack("{s:s,s:i,s:i,s:o,s:{s:I,s:f,s:f}}", "selection", c->greedy ? "greedy" : "fold", "rope_pairs", c->pairs,
+                   "rope_stride", c->stride, "tried", tried, "held_out", "tokens", (json_int_t)(f->tune.windows * f->tune.window),
+                   "kl", outcome.kl, "perplexity_ratio", outcome.perplexity_ratio);
   return *out ? KF_OK : kf_fail(e, KF_ERROR_MEMORY, "out of memory");
 }

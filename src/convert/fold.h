@@ -19,7 +19,7 @@ typedef struct kf_nearness {
 
 typedef struct kf_candidate {
   bool greedy;
-  int pairs;
+  int pairs, stride; /* stride 0: any frequencies */
   kf_nearness nearness;
   kf_student student;
 } kf_candidate;
@@ -32,7 +32,7 @@ typedef struct kf_fold {
   kf_run *run;
   int threads;
   int64_t elements; /* numbers a token and layer */
-  bool stock;       /* every layer's frequencies are those of one table of every n-th of the source's, each once */
+  bool stock;       /* all layers rotate by the same table of frequencies 0, stride, 2 stride, ... of the source's */
   int refit;
   kf_stream all, fit, tune; /* the source's hidden states: all windows, the first of which are fitted on, the last chosen by */
   float *start;             /* embeddings of all windows */
@@ -42,13 +42,13 @@ typedef struct kf_fold {
   FILE *store; /* statistics, layer by layer */
   char scratch[KF_PATH];
   int next;           /* layer whose statistics the store gives next */
-  kf_student student; /* of the chosen variant, over all windows */
+  kf_student student; /* of the chosen variant, over all windows, or without refits those held out */
 } kf_fold;
 
 /* Rotated pairs of a layer: none where the source does not rotate. */
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs);
 /* longest: a pursuit of at least as many pairs, of which it is a part; or NULL. */
-kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, bool greedy, int pairs,
+kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_candidate *c,
                            const kf_channels *longest, kf_channels *out, kf_error *e);
 /* Statistics of a layer to or from the store, in the order of the layers. */
 kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e);

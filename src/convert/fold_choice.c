@@ -47,7 +47,7 @@ static kf_status try_candidate(kf_fold *f, kf_candidate *c, int index, const kf_
   kf_channels channels;
   kf_mapped *mapped = &c->student.mapped[index];
   kf_layer layer;
-  KF_TRY(kf_fold_channels(f, p, index, c->greedy, c->pairs, longest, &channels, e));
+  KF_TRY(kf_fold_channels(f, p, index, c, f->stock ? NULL : longest, &channels, e));
   kf_status status = kf_fold_layer_map(source, s, p, &channels, f->elements, mapped, e);
   kf_channels_free(&channels);
   KF_TRY(status);
@@ -179,8 +179,12 @@ static kf_status judge_candidates(kf_fold *f, kf_error *e) {
     kf_candidate *c = &f->candidate[i];
     c->nearness = nearness[i];
     if (c->nearness.kl < f->candidate[f->best].nearness.kl) f->best = i;
-    kf_note(f->p->hooks, "%s selection, %d rotated pairs: KL %.4f on held-out calibration text, before refits",
-            c->greedy ? "greedy" : "fold", c->pairs, c->nearness.kl);
+    kf_note(f->p->hooks, "%d rotated pairs, %s: KL %.4f on held-out calibration text, before refits", c->pairs,
+            c->greedy        ? "greedy"
+            : !c->stride     ? "fold"
+            : c->stride == 1 ? "stock table"
+                             : "stock table of every second frequency",
+            c->nearness.kl);
   }
   return KF_OK;
 }
