@@ -17,7 +17,7 @@ static const char *const refits[] = {"none", "output", "all", NULL};
 const kf_key kf_fold_keys[] = {
     [KF_FOLD_ROPE_PAIRS] = {"rope_pairs", KF_TAKES_INTEGER, NULL, 1, 65536, NULL},
     [KF_FOLD_SELECTION] = {"selection", KF_TAKES_CHOICE, selections, 0, 0, "auto"},
-    [KF_FOLD_ROPE_TABLE] = {"rope_table", KF_TAKES_CHOICE, tables, 0, 0, "any"},
+    [KF_FOLD_ROPE_TABLE] = {"rope_table", KF_TAKES_CHOICE, tables, 0, 0, "stock"},
     [KF_FOLD_REFIT] = {"refit", KF_TAKES_CHOICE, refits, 0, 0, "all"},
     [KF_FOLD_WINDOW_KEY] = {"window", KF_TAKES_INTEGER, NULL, 16, 1 << 20, "512"},
     {NULL, 0, NULL, 0, 0, NULL},

@@ -6,10 +6,8 @@
 
 #include "linalg/linalg.h"
 
-#define STEPS (getenv("STEPS") ? atoi(getenv("STEPS")) : 8)
-enum { BLOCK = 128 /* queries whose scores are formed together */ };
-#define input_ridge (getenv("IR") ? atof(getenv("IR")) : 1e-5)
-static const double key_ridge = 1e-3; /* of the preconditioner, of the mean of a diagonal */
+enum { STEPS = 8, BLOCK = 128 /* queries whose scores are formed together */ };
+static const double input_ridge = 1e-3, key_ridge = 1e-3; /* of the preconditioner, of the mean of a diagonal */
 
 typedef struct layer_data {
   const kf_fold_source *source;

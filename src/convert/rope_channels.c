@@ -445,7 +445,7 @@ kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, 
     int F = p->pairs, group = p->heads / p->kv_heads;
     for (int64_t row = 0; row < p->heads * F; row++) {
       int64_t h = row / F, r = h / group * F + row % F;
-      fit_pair(p, out, P, cross, r, getenv("GROUPBETA") ? p->gram + h / group * F * F : p->head_gram + h * F * F, a, b);
+      fit_pair(p, out, P, cross, r, p->head_gram + h * F * F, a, b);
       memcpy(out->beta + row * J, b, (size_t)J * sizeof *b);
     }
   }
