@@ -264,6 +264,7 @@ const char *kf_method_help(int index);
 typedef struct kf_export_options {
   const char *format; /* "deepseek-v3", "gguf"; NULL: gguf when OUT ends in ".gguf", else deepseek-v3 */
   const char *dtype;  /* "f32", "bf16", "f16" (gguf only) or NULL: the model's */
+  bool check;         /* only say whether the model can be expressed: nothing is written, OUT may be NULL */
   kf_hooks hooks;
 } kf_export_options;
 
