@@ -125,6 +125,23 @@ bool cli_parse_ids(const char *text, kf_ids *out) {
   return true;
 }
 
+bool cli_split_settings(const cli_list *list, kf_setting *setting, char **owned) {
+  for (int i = 0; i < list->count; i++) {
+    const char *equals = strchr(list->item[i], '=');
+    if (!equals || equals == list->item[i]) {
+      cli_say(CLI_USAGE, "--set takes KEY=VALUE, not '%s'", list->item[i]);
+      return false;
+    }
+    if (!(owned[i] = strdup(list->item[i]))) {
+      cli_say(CLI_FAILED, "out of memory");
+      return false;
+    }
+    owned[i][equals - list->item[i]] = 0;
+    setting[i] = (kf_setting){owned[i], owned[i] + (equals - list->item[i]) + 1};
+  }
+  return true;
+}
+
 kf_status cli_read_stdin(kf_text *out, kf_error *e) {
   *out = (kf_text){0};
   size_t capacity = 0;
