@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* Of a drawing; as wide as a phone shows at its own size. */
-enum { WIDTH = 440, HEIGHT = 270, KEY_ROW = 17, SPECTRUM_POINTS = 96 };
+enum { WIDTH = 440, HEIGHT = 275, KEY_ROW = 17, SPECTRUM_POINTS = 96 };
 
 /* Okabe and Ito's colours, which the colour-blind tell apart and which differ in grey; black is the source's. */
 static const char *const colours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"};
@@ -40,8 +40,8 @@ static void keep(draft *d, kf_status s) {
 }
 
 static void add_point(draft *d, double x, double y) {
-  d->low = d->high == -INFINITY || y < d->low ? y : d->low;
-  d->high = y > d->high ? y : d->high;
+  d->low = fmin(d->low, y);
+  d->high = fmax(d->high, y);
   keep(d, kf_buffer_printf(&d->open, d->e, "%.7g %.7g\n", x, y));
 }
 
@@ -80,7 +80,7 @@ static kf_status finish(draft *d, const look *l, kf_chart *out, kf_error *e) {
     keep(d, kf_buffer_printf(&out->script, e,
                              "set terminal svg size %d,%d font 'sans-serif,13' noenhanced linewidth 1\nset encoding utf8\n"
                              "set key below font ',12' maxcols %d samplen 2 reverse Left\nset grid lc rgb '#dddddd' lt 1\n"
-                             "set border 3 lc rgb '#555555'\nset tics nomirror\nset xlabel '%s'\nset ylabel '%s'\n",
+                             "set border 3 lc rgb '#555555'\nset tics nomirror\nset xlabel '%s' offset 0,0.4\nset ylabel '%s'\n",
                              out->width, out->height, columns, l->x, l->y));
     if (l->log_from > 0 && d->low > 0 && d->high > l->log_from * d->low)
       keep(d, kf_buffer_printf(&out->script, e, "set logscale y\n"));
@@ -94,7 +94,7 @@ static kf_status finish(draft *d, const look *l, kf_chart *out, kf_error *e) {
 }
 
 static draft begin(kf_error *e) {
-  return (draft){.high = -INFINITY, .e = e};
+  return (draft){.low = INFINITY, .high = -INFINITY, .e = e};
 }
 
 /* ------------------------------------------------------------------------------------------------ values and styles */
@@ -163,8 +163,11 @@ kf_status kf_chart_tradeoff(const json_t *comparison, const char *key, const cha
     add_point(&d, json_number_value(json_object_get(source, "cache_bytes_per_token")), 1);
     end_series(&d, "source", "with points lc rgb 'black' pt 3 ps 1 lw 2");
   }
-  const look l = {"cache, bytes per token (bf16)", label, 4, "set xrange [0:*]\nset offsets 0,graph 0.04,graph 0.06,graph 0.06"};
-  return finish(&d, &l, out, e);
+  double all = json_number_value(json_object_get(source, "cache_bytes_per_token"));
+  char more[192];
+  snprintf(more, sizeof more, "set xrange [0:%.0f]\nset xtics ('0' 0, '%.0f' %.0f, '%.0f' %.0f, '%.0f' %.0f, '%.0f' %.0f)",
+           1.04 * all, all / 4, all / 4, all / 2, all / 2, all * 0.75, all * 0.75, all, all);
+  return finish(&d, &(look){"cache, bytes per token (bf16); source at the right", label, 4, more}, out, e);
 }
 
 static void add_positions(draft *d, const json_t *edges, const json_t *model) {

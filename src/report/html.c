@@ -95,9 +95,10 @@ void kf_html_figure(kf_html *h, kf_status s, kf_chart *chart, const char *title,
   kf_error why = {0};
   if (h->status == KF_OK) h->status = s;
   if (h->status == KF_OK && chart->script.bytes && !h->no_plots) {
-    if (kf_plot(&chart->script, &svg, &why) != KF_OK) {
-      h->no_plots = true;
-      kf_note(h->hooks, "the page has no plots: %s", why.message);
+    kf_status drawn = kf_plot(&chart->script, &svg, &why);
+    if (drawn != KF_OK) {
+      h->no_plots = drawn == KF_ERROR_IO;
+      kf_note(h->hooks, h->no_plots ? "the page has no plots: %s" : "a plot is missing: %s", why.message);
     } else {
       drop_names(&svg);
       kf_html_raw(h, "<figure><h3>");

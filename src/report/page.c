@@ -77,9 +77,16 @@ static const char *needle_score(const json_t *model, char out[48]) {
 }
 
 static void write_summary(page *p) {
-  static const char *const columns[] = {"model",         "method",           "cache, bytes a token", "of the source's",
-                                        "perplexity",    "times the source", "KL, nats a token",     "same likeliest token",
-                                        "needles found", "conversion, s"};
+  static const char *const columns[] = {"model",
+                                        "cache, of the source's",
+                                        "perplexity, times the source's",
+                                        "KL, nats a token",
+                                        "perplexity",
+                                        "same likeliest token",
+                                        "numbers found",
+                                        "cache, bytes a token",
+                                        "method",
+                                        "conversion, s"};
   kf_html *h = &p->html;
   kf_html_heading(h, "Summary",
                   "Cache in bf16. KL is the mean divergence of the predicted distributions from the source's, over "
@@ -89,16 +96,16 @@ static void write_summary(page *p) {
     const json_t *m = entry(p, i), *agreement = json_object_get(m, "top1_agreement");
     char cell[48];
     kf_html_row(h, text(m, "name"));
-    kf_html_cell(h, i ? text(m, "method") : "source");
-    kf_html_number(h, json_object_get(m, "cache_bytes_per_token"), "%.0f");
     snprintf(cell, sizeof cell, "%.1f%%", i ? 100 * real(m, "cache_part") : 100);
     kf_html_cell(h, cell);
-    kf_html_number(h, json_object_get(m, "perplexity"), "%.3f");
     kf_html_number(h, json_object_get(m, "perplexity_ratio"), "%.3f");
     kf_html_number(h, json_object_get(m, "kl"), "%.4f");
+    kf_html_number(h, json_object_get(m, "perplexity"), "%.3f");
     snprintf(cell, sizeof cell, "%.1f%%", 100 * json_number_value(agreement));
     kf_html_cell(h, agreement ? cell : "-");
     kf_html_cell(h, needle_score(m, cell));
+    kf_html_number(h, json_object_get(m, "cache_bytes_per_token"), "%.0f");
+    kf_html_cell(h, i ? text(m, "method") : "source");
     kf_html_number(h, json_object_get(m, "conversion_seconds"), "%.1f");
   }
   kf_html_end_table(h);
@@ -343,7 +350,7 @@ static void write_body(page *p) {
   kf_html *h = &p->html;
   write_summary(p);
   write_tradeoff(p);
-  if (h->no_plots) kf_html_raw(h, "<p><strong>Plots need gnuplot, which was not found when this page was made.</strong></p>\n");
+  if (h->no_plots) kf_html_raw(h, "<p><strong>Plots need gnuplot, which did not run here when this page was made.</strong></p>\n");
   write_memory(p);
   write_positions(p);
   write_layers(p);

@@ -56,9 +56,13 @@ static kf_status tell_model(const json_t *comparison, const json_t *m, kf_buffer
 static kf_status tell_needles(const json_t *comparison, const json_t *m, kf_buffer *out, kf_error *e) {
   const json_t *source = json_object_get(comparison, "source");
   size_t all = json_array_size(json_object_get(m, "needles"));
+  int by_source = needles_found(source);
   if (!all) return KF_OK;
-  return kf_buffer_printf(out, e, "Of %zu hidden numbers %s finds %d, the source %d. ", all, text(m, "name"), needles_found(m),
-                          needles_found(source));
+  if (!by_source)
+    return kf_buffer_printf(out, e, "The source itself finds none of %zu numbers hidden in the text; %s finds %d. ", all,
+                            text(m, "name"), needles_found(m));
+  return kf_buffer_printf(out, e, "Of %zu numbers hidden in the text %s finds %d, the source %d. ", all, text(m, "name"),
+                          needles_found(m), by_source);
 }
 
 static kf_status tell_engines(const json_t *m, kf_buffer *out, kf_error *e) {
