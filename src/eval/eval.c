@@ -47,6 +47,7 @@ typedef struct evaluation {
   int32_t *target;                       /* [batch x window] of the rows that count */
   int64_t *position;                     /* [batch x window] of those tokens in their windows */
   kf_positions *model_at, *reference_at; /* or NULL */
+  kf_kept *kept;                         /* or NULL */
   int64_t chunk;                         /* rows of logits at a time */
   double *kl, *difference;               /* [chunk] */
   double sum_nll, sum_reference, sum_kl, largest;
@@ -141,6 +142,26 @@ static kf_status score_chunk(evaluation *v, int64_t at, int64_t rows, kf_error *
   return KF_OK;
 }
 
+/* The reference's hidden states of the next `rows` rows that count, in its x: those that were kept, or computed and kept. */
+static kf_status reference_forward(evaluation *v, int64_t window, int windows, int64_t rows, kf_error *e) {
+  side *s = &v->reference;
+  kf_kept *k = v->kept;
+  int64_t hidden = s->model->config.hidden, all = v->tokens + rows;
+  size_t row_bytes = (size_t)hidden * sizeof(float);
+  if (k && all <= k->rows) {
+    memcpy(s->x, k->x + v->tokens * hidden, (size_t)rows * row_bytes);
+    return KF_OK;
+  }
+  KF_TRY(side_forward(s, v, window, windows, e));
+  if (!k || k->rows != v->tokens || (size_t)all * row_bytes > KF_KEPT_BYTES) return KF_OK;
+  float *more = realloc(k->x, (size_t)all * row_bytes);
+  if (!more) return KF_OK; /* it is only not kept */
+  k->x = more;
+  memcpy(k->x + k->rows * hidden, s->x, (size_t)rows * row_bytes);
+  k->rows = all;
+  return KF_OK;
+}
+
 static kf_status run_windows(evaluation *v, int64_t window, int windows, kf_error *e) {
   const plan *p = &v->plan;
   int64_t counted = 0;
@@ -155,7 +176,7 @@ static kf_status run_windows(evaluation *v, int64_t window, int windows, kf_erro
     counted += rows;
   }
   KF_TRY(side_forward(&v->model, v, window, windows, e));
-  if (v->reference.model) KF_TRY(side_forward(&v->reference, v, window, windows, e));
+  if (v->reference.model) KF_TRY(reference_forward(v, window, windows, counted, e));
   for (int64_t at = 0; at < counted; at += v->chunk)
     KF_TRY(score_chunk(v, at, counted - at < v->chunk ? counted - at : v->chunk, e));
   return KF_OK;
@@ -246,8 +267,8 @@ static void finish(evaluation *v, kf_eval_result *out) {
 }
 
 kf_status kf_evaluate(kf_model *m, kf_model *reference, const kf_tokenizer *t, const kf_ids *text, const kf_eval_options *o,
-                      kf_positions *model_at, kf_positions *reference_at, kf_eval_result *out, kf_error *e) {
-  evaluation v = {.text = text, .model_at = model_at, .reference_at = reference_at};
+                      kf_kept *kept, kf_positions *model_at, kf_positions *reference_at, kf_eval_result *out, kf_error *e) {
+  evaluation v = {.text = text, .kept = kept, .model_at = model_at, .reference_at = reference_at};
   kf_status s;
   if (model_at) *model_at = (kf_positions){0};
   if (reference_at) *reference_at = (kf_positions){0};
@@ -274,7 +295,7 @@ kf_status kf_eval(kf_model *m, kf_model *reference, const kf_tokenizer *t, const
   static const kf_eval_options standard;
   kf_ids ids;
   KF_TRY(kf_tokenizer_encode(t, text, bytes, KF_ENCODE_PLAIN, &ids, e));
-  kf_status s = kf_evaluate(m, reference, t, &ids, o ? o : &standard, NULL, NULL, out, e);
+  kf_status s = kf_evaluate(m, reference, t, &ids, o ? o : &standard, NULL, NULL, NULL, out, e);
   kf_ids_free(&ids);
   return s;
 }

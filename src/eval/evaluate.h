@@ -18,8 +18,16 @@ kf_status kf_eval_bos(const kf_tokenizer *t, kf_bos bos, int32_t *out, kf_error 
 /* Tokens of a window: the option, or the default for the model. */
 int64_t kf_eval_window(const kf_model *m, const kf_eval_options *o);
 
-/* kf_eval() of a tokenised text. model_at, reference_at: filled unless NULL. */
+/* The reference's last hidden states, kept from one evaluation for the next by the same text and options: as many of the first
+ * rows as fit into KF_KEPT_BYTES. A zeroed one is empty; x is freed by the caller. */
+enum { KF_KEPT_BYTES = 256 << 20 };
+typedef struct kf_kept {
+  float *x; /* [rows, hidden] */
+  int64_t rows;
+} kf_kept;
+
+/* kf_eval() of a tokenised text. model_at, reference_at: filled unless NULL; kept: used and added to unless NULL. */
 kf_status kf_evaluate(kf_model *m, kf_model *reference, const kf_tokenizer *t, const kf_ids *text, const kf_eval_options *o,
-                      kf_positions *model_at, kf_positions *reference_at, kf_eval_result *out, kf_error *e);
+                      kf_kept *kept, kf_positions *model_at, kf_positions *reference_at, kf_eval_result *out, kf_error *e);
 
 #endif

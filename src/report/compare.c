@@ -44,13 +44,13 @@ static kf_status run_needles(kf_comparison *c, kf_model *m, json_t *record, kf_e
   json_t *list = json_array();
   json_object_set_new(record, "needles", list);
   for (int i = 0; i < c->needles; i++) {
-    KF_TRY(kf_progress(&c->options->eval.hooks, "needles", i, c->needles, e));
+    KF_TRY(kf_progress(&c->eval.hooks, "needles", i, c->needles, e));
     kf_needle n = c->needle[i];
     KF_TRY(kf_needle_run(m, c->tokenizer, &c->text, c->bos, &n, e));
     json_array_append_new(list, json_pack("{s:i, s:i, s:o, s:b}", "context", n.context, "depth", n.depth, "logprob",
                                           kf_real(n.logprob), "found", n.found));
   }
-  return kf_progress(&c->options->eval.hooks, "needles", c->needles, c->needles, e);
+  return kf_progress(&c->eval.hooks, "needles", c->needles, c->needles, e);
 }
 
 /* ------------------------------------------------------------------------------------------------ one model */
@@ -77,7 +77,7 @@ static kf_status measure_loss(kf_comparison *c, kf_model *m, json_t *record, kf_
   kf_eval_result r;
   kf_positions *at;
   KF_NEW(at, 2, e);
-  kf_status s = kf_evaluate(m, c->source, c->tokenizer, &c->text, &c->options->eval, &at[0], &at[1], &r, e);
+  kf_status s = kf_evaluate(m, c->source, c->tokenizer, &c->text, &c->eval, &c->kept, &at[0], &at[1], &r, e);
   if (s == KF_OK) {
     set_loss(record, r.nll, &at[0]);
     json_object_set_new(record, "perplexity_ratio", kf_real(exp(r.nll - r.reference_nll)));
@@ -85,7 +85,7 @@ static kf_status measure_loss(kf_comparison *c, kf_model *m, json_t *record, kf_
     json_object_set_new(record, "top1_agreement", kf_real(r.top1_agreement));
     json_object_set_new(record, "max_logit_difference", kf_real(r.max_logit_difference));
     set_loss(c->source_record, r.reference_nll, &at[1]);
-    json_object_set_new(c->text_record, "position_edges", position_edges(&at[1], c->window));
+    json_object_set_new(c->text_record, "position_edges", position_edges(&at[1], c->eval.window));
     json_object_set_new(c->text_record, "predicted", json_integer(r.tokens));
     json_object_set_new(c->text_record, "windows", json_integer(r.windows));
   }
@@ -95,10 +95,11 @@ static kf_status measure_loss(kf_comparison *c, kf_model *m, json_t *record, kf_
 
 /* The first windows of the text, as far as LAYER_TOKENS reaches. */
 static kf_status measure_layers(kf_comparison *c, kf_model *m, json_t *record, kf_error *e) {
-  int64_t bos = c->bos >= 0, window = c->window < LAYER_TOKENS - bos ? c->window : LAYER_TOKENS - bos, length = window + bos;
+  int64_t bos = c->bos >= 0, window = c->eval.window < LAYER_TOKENS - bos ? c->eval.window : LAYER_TOKENS - bos,
+          length = window + bos;
   int sequences = (int)(LAYER_TOKENS / length), layers = m->config.layers;
   if ((int64_t)c->text.count / window < sequences) sequences = (int)((int64_t)c->text.count / window);
-  if (c->options->eval.max_windows && c->options->eval.max_windows < sequences) sequences = c->options->eval.max_windows;
+  if (c->eval.max_windows && c->eval.max_windows < sequences) sequences = c->eval.max_windows;
   if (layers != c->source->config.layers || m->config.hidden != c->source->config.hidden) return KF_OK;
   int32_t *input;
   KF_NEW(input, sequences * length, e);
@@ -107,8 +108,7 @@ static kf_status measure_layers(kf_comparison *c, kf_model *m, json_t *record, k
     if (bos) input[i * length] = c->bos;
     memcpy(input + i * length + bos, c->text.data + i * window, (size_t)window * sizeof *input);
   }
-  kf_status s =
-      error ? kf_layer_errors(c->source, m, input, sequences, length, &c->options->eval.hooks, error, e) : KF_ERROR_MEMORY;
+  kf_status s = error ? kf_layer_errors(c->source, m, input, sequences, length, &c->eval.hooks, error, e) : KF_ERROR_MEMORY;
   for (int i = 0; s == KF_OK && i < layers; i++) {
     json_t *layer = json_array_get(json_object_get(record, "layers"), (size_t)i);
     json_object_set_new(layer, "attention_error", kf_real(error[i].attention));
@@ -121,7 +121,7 @@ static kf_status measure_layers(kf_comparison *c, kf_model *m, json_t *record, k
 }
 
 static kf_status open_model(const kf_comparison *c, const char *name, kf_model **out, kf_error *e) {
-  kf_model_options o = {.compute = c->options->compute, .threads = c->options->threads, .hooks = c->options->eval.hooks};
+  kf_model_options o = {.compute = c->options->compute, .threads = c->options->threads, .hooks = c->eval.hooks};
   return kf_model_open(name, &o, out, e);
 }
 
@@ -148,7 +148,7 @@ done:
 
 kf_status kf_comparison_begin(kf_comparison *c, const char *src, const char *text, const kf_compare_options *o, kf_error *e) {
   kf_text content;
-  *c = (kf_comparison){.options = o, .started = now(), .models = json_array()};
+  *c = (kf_comparison){.options = o, .eval = o->eval, .started = now(), .models = json_array()};
   KF_TRY(kf_text_read(text, &content, e));
   kf_status s = kf_tokenizer_open(src, &c->tokenizer, e);
   if (s == KF_OK) s = kf_tokenizer_encode(c->tokenizer, content.data, content.bytes, KF_ENCODE_PLAIN, &c->text, e);
@@ -156,17 +156,17 @@ kf_status kf_comparison_begin(kf_comparison *c, const char *src, const char *tex
   if (s != KF_OK) return s;
   KF_TRY(kf_eval_bos(c->tokenizer, o->eval.bos, &c->bos, e));
   KF_TRY(open_model(c, src, &c->source, e));
-  c->window = kf_eval_window(c->source, &o->eval);
-  if (c->window < 1 || (int64_t)c->text.count < c->window)
+  c->eval.window = (int)kf_eval_window(c->source, &o->eval);
+  if (c->eval.window < 1 || (int64_t)c->text.count < c->eval.window)
     return kf_fail(e, KF_ERROR_INPUT, "%s: the text has %zu tokens, fewer than one window of %lld", text, c->text.count,
-                   (long long)c->window);
+                   (long long)c->eval.window);
   c->text_record = json_pack("{s:s, s:I, s:I, s:b}", "path", text, "tokens", (json_int_t)c->text.count, "window",
-                             (json_int_t)c->window, "bos", c->bos >= 0);
+                             (json_int_t)c->eval.window, "bos", c->bos >= 0);
   if (!c->text_record) return kf_fail(e, KF_ERROR_INPUT, "%s: the path of the text is not UTF-8", text);
   KF_TRY(plan_needles(c, e));
   KF_TRY(kf_describe_model(c->source, kf_short_name(src), &c->source_record, e));
   KF_TRY(run_needles(c, c->source, c->source_record, e));
-  return kf_describe_spectra(c->source, &o->eval.hooks, &c->spectra, e);
+  return kf_describe_spectra(c->source, &c->eval.hooks, &c->spectra, e);
 }
 
 kf_status kf_comparison_end(kf_comparison *c, json_t *failed, kf_text *json, kf_error *e) {
@@ -194,6 +194,7 @@ void kf_comparison_free(kf_comparison *c) {
   kf_model_close(c->source);
   kf_tokenizer_close(c->tokenizer);
   kf_ids_free(&c->text);
+  free(c->kept.x);
   free(c->needle);
 }
 

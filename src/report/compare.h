@@ -12,9 +12,10 @@ typedef struct kf_comparison {
   kf_model *source;
   kf_tokenizer *tokenizer;
   kf_ids text;
-  int32_t bos; /* -1: none */
-  int64_t window;
-  kf_needle *needle; /* [needles] the grid of contexts and depths */
+  int32_t bos;          /* -1: none */
+  kf_eval_options eval; /* with the window that all models get */
+  kf_kept kept;         /* of the source, so that it runs once */
+  kf_needle *needle;    /* [needles] the grid of contexts and depths */
   int needles;
   json_t *text_record, *source_record, *models, *spectra;
 } kf_comparison;

@@ -350,7 +350,8 @@ static void write_body(page *p) {
   kf_html *h = &p->html;
   write_summary(p);
   write_tradeoff(p);
-  if (h->no_plots) kf_html_raw(h, "<p><strong>Plots need gnuplot, which did not run here when this page was made.</strong></p>\n");
+  if (h->no_plots)
+    kf_html_raw(h, "<p><strong>Plots need gnuplot, which did not run here when this page was made.</strong></p>\n");
   write_memory(p);
   write_positions(p);
   write_layers(p);
