@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* Of a drawing; as wide as a phone shows at its own size. */
-enum { WIDTH = 440, HEIGHT = 275, KEY_ROW = 17, SPECTRUM_POINTS = 96 };
+enum { WIDTH = 380, HEIGHT = 250, KEY_ROW = 17, SPECTRUM_POINTS = 96 };
 
 /* Okabe and Ito's colours, which the colour-blind tell apart and which differ in grey; black is the source's. */
 static const char *const colours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"};
@@ -74,14 +74,15 @@ static void end_series(draft *d, const char *name, const char *style) {
 
 static kf_status finish(draft *d, const look *l, kf_chart *out, kf_error *e) {
   *out = (kf_chart){.width = WIDTH, .height = HEIGHT};
-  int columns = d->longest > 24 ? 1 : d->longest > 12 ? 2 : 3;
+  int columns = d->longest > 20 ? 1 : d->longest > 11 ? 2 : 3;
   if (d->status == KF_OK && d->series) {
-    out->height += KEY_ROW * ((d->named + columns - 1) / columns);
-    keep(d, kf_buffer_printf(&out->script, e,
-                             "set terminal svg size %d,%d font 'sans-serif,13' noenhanced linewidth 1\nset encoding utf8\n"
-                             "set key below font ',12' maxcols %d samplen 2 reverse Left\nset grid lc rgb '#dddddd' lt 1\n"
-                             "set border 3 lc rgb '#555555'\nset tics nomirror\nset xlabel '%s' offset 0,0.4\nset ylabel '%s'\n",
-                             out->width, out->height, columns, l->x, l->y));
+    if (d->named) out->height += KEY_ROW * ((d->named + columns - 1) / columns + 1);
+    keep(d,
+         kf_buffer_printf(&out->script, e,
+                          "set terminal svg size %d,%d font 'sans-serif,13' noenhanced linewidth 1\nset encoding utf8\n"
+                          "set key below height 1 font ',12' maxcols %d samplen 2 reverse Left\nset grid lc rgb '#dddddd' lt 1\n"
+                          "set border 3 lc rgb '#555555'\nset tics nomirror\nset xlabel '%s'\nset ylabel '%s'\n",
+                          out->width, out->height, columns, l->x, l->y));
     if (l->log_from > 0 && d->low > 0 && d->high > l->log_from * d->low)
       keep(d, kf_buffer_printf(&out->script, e, "set logscale y\n"));
     keep(d, kf_buffer_printf(&out->script, e, "%s\n%s%s\n", l->more ? l->more : "", d->data.data, d->plot.data));
@@ -167,7 +168,7 @@ kf_status kf_chart_tradeoff(const json_t *comparison, const char *key, const cha
   char more[192];
   snprintf(more, sizeof more, "set xrange [0:%.0f]\nset xtics ('0' 0, '%.0f' %.0f, '%.0f' %.0f, '%.0f' %.0f, '%.0f' %.0f)",
            1.04 * all, all / 4, all / 4, all / 2, all / 2, all * 0.75, all * 0.75, all, all);
-  return finish(&d, &(look){"cache, bytes per token (bf16); source at the right", label, 4, more}, out, e);
+  return finish(&d, &(look){"cache, bytes per token (bf16)", label, 4, more}, out, e);
 }
 
 static void add_positions(draft *d, const json_t *edges, const json_t *model) {

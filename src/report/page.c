@@ -11,14 +11,14 @@ static const char style[] =
     "h1{font-size:1.6rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.25rem;margin:2.2rem 0 .3rem}h3{font-size:1rem;margin:0}"
     "p{margin:.4rem 0;max-width:48rem}.meta,figcaption,footer{color:#555;font-size:.85rem}"
     ".verdict{border-left:.3rem solid #0072b2;background:#f2f6fa;padding:.6rem 1rem;font-size:1.08rem;max-width:none}"
-    ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1.2rem;margin:1rem 0}"
-    "figure{margin:0;min-width:0}svg{display:block;width:100%;max-width:36rem;height:auto}"
+    ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1.2rem;margin:1rem 0}"
+    "figure{margin:0;min-width:0}svg{display:block;width:100%;max-width:30rem;height:auto}"
     ".table{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}"
     "th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap;vertical-align:top}"
     "tr:first-child th{border-bottom:2px solid #888;white-space:normal;vertical-align:bottom}"
     "th:first-child{text-align:left;position:sticky;left:0;background:#fff;max-width:14rem;overflow-wrap:anywhere}"
     "th{font-weight:600}td.why{text-align:left;white-space:normal;min-width:16rem}summary{cursor:pointer;color:#0b5394}"
-    "pre{font-size:.8rem;overflow-x:auto}"
+    "ul.why{padding-left:1.2rem;max-width:48rem;font-size:.9rem}pre{font-size:.8rem;overflow-x:auto}"
     "@media print{body{max-width:none;font-size:11pt}figure,table{break-inside:avoid}.plots{grid-template-columns:1fr 1fr}}";
 
 typedef struct page {
@@ -126,11 +126,10 @@ static void write_tradeoff(page *p) {
 }
 
 static void write_memory(page *p) {
-  static const char *const columns[] = {"model", "4k tokens, MiB", "32k tokens, MiB", "128k tokens, MiB"}, *const keys[] = {
-                                                                                                               "4096", "32768",
-                                                                                                               "131072"};
+  static const char *const columns[] = {"model", "4k tokens", "32k tokens", "128k tokens"}, *const keys[] = {"4096", "32768",
+                                                                                                             "131072"};
   kf_html *h = &p->html;
-  kf_html_heading(h, "Memory of the cache", "One sequence, in bf16, all layers.");
+  kf_html_heading(h, "Memory of the cache", "MiB of one sequence, in bf16, all layers.");
   kf_html_table(h, columns, 4);
   for (size_t i = 0; i < entries(p); i++) {
     const json_t *m = entry(p, i), *bytes = json_object_get(m, "cache_bytes_at");
@@ -286,32 +285,61 @@ static void write_needles(page *p) {
   kf_html_raw(h, "</details>\n");
 }
 
+static const json_t *engine(const page *p, size_t model, size_t format) {
+  return json_array_get(json_object_get(entry(p, model), "engines"), format);
+}
+
+static bool gives(const page *p, size_t model, const char *reason) {
+  for (size_t k = 0; k < json_array_size(json_object_get(entry(p, model), "engines")); k++)
+    if (strcmp(text(engine(p, model, k), "reason"), reason) == 0) return true;
+  return false;
+}
+
+/* One reason behind the models that give it; told where the first of them stands. */
+static void write_reason(page *p, size_t model, size_t format) {
+  kf_html *h = &p->html;
+  const char *reason = text(engine(p, model, format), "reason");
+  for (size_t i = 1; i < model; i++)
+    if (gives(p, i, reason)) return;
+  for (size_t k = 0; k < format; k++)
+    if (strcmp(text(engine(p, model, k), "reason"), reason) == 0) return;
+  kf_html_raw(h, "<li>");
+  kf_html_text(h, text(entry(p, model), "name"));
+  for (size_t i = model + 1; i < entries(p); i++) {
+    if (!gives(p, i, reason)) continue;
+    kf_html_raw(h, ", ");
+    kf_html_text(h, text(entry(p, i), "name"));
+  }
+  kf_html_raw(h, ": ");
+  kf_html_text(h, reason);
+  kf_html_raw(h, "</li>\n");
+}
+
 static void write_engines(page *p) {
-  static const char *const columns[] = {"model", "format of kvfold export", "loads", "why not"};
+  static const char *const columns[] = {"model", "deepseek-v3", "gguf"};
   kf_html *h = &p->html;
   kf_html_heading(
       h, "Engines that load it",
       "<code>kvfold export</code> writes a model for stock engines: as deepseek-v3, a directory for those that read "
       "Hugging Face's (such as Transformers); as gguf, a file for llama.cpp and what is built on it. kvfold itself runs all "
-      "of them.");
-  kf_html_table(h, columns, 4);
+      "of them. A dash: not converted, what loads its family loads it.");
+  kf_html_table(h, columns, 3);
   for (size_t i = 1; i < entries(p); i++) {
-    const json_t *list = json_object_get(entry(p, i), "engines");
-    if (!json_array_size(list)) {
-      kf_html_row(h, text(entry(p, i), "name"));
-      kf_html_raw(h, "<td>as it is</td><td>yes</td><td class=\"why\">not converted: what loads its family loads it</td>");
-    }
-    for (size_t k = 0; k < json_array_size(list); k++) {
-      const json_t *o = json_array_get(list, k);
-      kf_html_row(h, text(entry(p, i), "name"));
-      kf_html_cell(h, text(o, "format"));
-      kf_html_cell(h, json_is_true(json_object_get(o, "loads")) ? "yes" : "no");
-      kf_html_raw(h, "<td class=\"why\">");
-      kf_html_text(h, text(o, "reason"));
-      kf_html_raw(h, "</td>");
+    kf_html_row(h, text(entry(p, i), "name"));
+    for (int c = 1; c < 3; c++) {
+      const char *answer = "-";
+      for (size_t k = 0; k < json_array_size(json_object_get(entry(p, i), "engines")); k++)
+        if (strcmp(text(engine(p, i, k), "format"), columns[c]) == 0)
+          answer = json_is_true(json_object_get(engine(p, i, k), "loads")) ? "yes" : "no";
+      kf_html_cell(h, answer);
     }
   }
   kf_html_end_table(h);
+  kf_html_raw(h, "<ul class=\"why\">\n");
+  for (size_t i = 1; i < entries(p); i++)
+    for (size_t k = 0; k < json_array_size(json_object_get(entry(p, i), "engines")); k++)
+      if (*text(engine(p, i, k), "reason")) write_reason(p, i, k);
+  kf_html_raw(h, "</ul>\n");
 }
 
 static void write_failed(page *p) {
