@@ -115,6 +115,7 @@ static int run(void *p) {
   if (!a->comparing.text) return cli_say(CLI_USAGE, "sweep needs --text FILE");
   if (!a->comparing.report && !a->common.json) return cli_say(CLI_USAGE, "sweep needs --report OUT.html or --json");
   if (!cli_check_report(&a->comparing)) return CLI_FAILED;
+  cli_stop_on_signals(); /* the models at work are removed */
   int code = sweep(a, &w);
   free_owned(&w, a->set.count);
   return code;

@@ -90,6 +90,8 @@ typedef struct cli_reporter {
   int notes;
 } cli_reporter;
 kf_hooks cli_hooks(cli_reporter *r);
+/* SIGINT, SIGTERM and SIGHUP make the progress hook ask for an end: for work that has to clean up. */
+void cli_stop_on_signals(void);
 void cli_clear(cli_reporter *r);                       /* takes the bar away */
 void cli_report_end(cli_reporter *r, bool tell_notes); /* and frees */
 double cli_seconds(void);                              /* a clock */

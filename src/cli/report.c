@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,8 +35,22 @@ static void draw(cli_reporter *r, const char *what, double done, double total, d
   r->drawn = true;
 }
 
+static volatile sig_atomic_t interrupted;
+
+static void interrupt(int number) {
+  interrupted = number;
+}
+
+void cli_stop_on_signals(void) {
+  const struct sigaction action = {.sa_handler = interrupt, .sa_flags = (int)SA_RESETHAND}; /* the second one kills */
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGHUP, &action, NULL);
+}
+
 static int on_progress(void *user, const char *what, double done, double total) {
   cli_reporter *r = user;
+  if (interrupted) return 1;
   if (!r->terminal) return 0;
   double now = cli_seconds();
   if (!r->what || strcmp(r->what, what) != 0) {

@@ -84,6 +84,19 @@ answers "$kvfold" sweep $books --methods x-ecomla --cache 50% $measure --keep "$
 answers "$kvfold" info "$work/kept/x-ecomla-50%" --json
 is cache_elements_per_token 1024
 
+# So does one that is interrupted.
+# shellcheck disable=SC2086
+"$kvfold" sweep $books --methods x-ecomla,mha2mla --cache 75%,50%,40%,30%,20%,10% --text $held_out --report "$work/no.html" \
+  >/dev/null 2>"$work/err" &
+sweep=$!
+for _ in $(seq 300); do
+  [ -z "$(find "$work" -maxdepth 1 -name 'kvfold-sweep-*')" ] || break
+  sleep 0.1
+done
+kill -TERM $sweep
+wait $sweep && fail "an interrupted sweep succeeded"
+[ -z "$(find "$work" -maxdepth 1 -name 'kvfold-sweep-*')" ] || fail "an interrupted sweep left its models"
+
 # Refusals leave no page.
 expect 1 "$kvfold" compare $books "$work/pairs" --text $books/README.md --report "$work/no.html"
 says calibrated
