@@ -278,7 +278,7 @@ kf_status kf_chart_spectra(const json_t *comparison, kf_chart *out, kf_error *e)
   }
   return finish(&d,
                 &(look){"index of the singular value", "singular value / the largest", 0,
-                        "set logscale y\nset yrange [1e-4:1.2]\nset palette defined (0 '#cccccc', 1 '#333333')\n"
+                        "set logscale y\nset yrange [1e-4<*:1.2]\nset palette defined (0 '#cccccc', 1 '#333333')\n"
                         "set cblabel 'layer'\nset colorbox"},
                 out, e);
 }

@@ -195,8 +195,8 @@ static void write_layers(page *p) {
   kf_chart c = {0};
   kf_html_heading(
       h, "Error of each layer",
-      "Distance from the source's vectors relative to their length, the mean over tokens. Left, each layer by itself: "
-      "it is fed with the source's hidden states. Right, the whole model on its own: errors add up.");
+      "Distance from the source's vectors relative to their length, the mean over tokens. First each layer by itself, "
+      "fed with the source's hidden states; then the whole model on its own, where errors add up.");
   kf_html_raw(h, "<div class=\"plots\">\n");
   kf_status s = kf_chart_layers(p->all, "attention_error", "relative error", &c, h->e);
   kf_html_figure(h, s, &c, "Output of the attention, layer by itself", "0: the layer attends as the source's does.");

@@ -14,7 +14,19 @@ typedef struct sweep {
   kf_comparison comparison;
   json_t *failed;
   kf_setting *settings; /* [convert.setting_count] those of the method at work */
+  char name[128];       /* of the model at work */
 } sweep;
+
+/* The hooks of a conversion: its notes say which one they are about. */
+static int progress(void *user, const char *what, double done, double total) {
+  const kf_hooks *hooks = &((const sweep *)user)->o->convert.hooks;
+  return hooks->progress ? hooks->progress(hooks->user, what, done, total) : 0;
+}
+
+static void note(void *user, const char *sentence) {
+  const sweep *w = user;
+  kf_note(&w->o->convert.hooks, "%s: %s", w->name, sentence);
+}
 
 /* "METHOD.KEY": the key, when it is for this method; any other key as it is; NULL: for another method. */
 static const char *key_for(const char *key, const char *method) {
@@ -49,6 +61,7 @@ static kf_status convert(sweep *w, const char *method, const char *cache, const 
   o.method = method;
   o.cache = cache;
   o.settings = w->settings;
+  o.hooks = (kf_hooks){progress, note, w};
   o.setting_count = 0;
   for (int i = 0; i < w->o->convert.setting_count; i++) {
     const char *key = key_for(w->o->convert.settings[i].key, method);
@@ -68,21 +81,21 @@ static kf_status remove_model(const char *path, kf_error *e) {
 
 /* One method at one size. Its failure is written down; an interruption ends the sweep. */
 static kf_status run_one(sweep *w, const char *method, const char *cache, kf_error *e) {
-  char name[128], file[128], path[KF_PATH];
+  char file[128], path[KF_PATH];
   kf_error why = {0};
   double seconds = 0;
-  snprintf(name, sizeof name, "%.60s %.40s", method, cache);
+  snprintf(w->name, sizeof w->name, "%.60s %.40s", method, cache);
   snprintf(file, sizeof file, "%.60s-%.40s", method, cache);
   for (char *p = file; *p; p++)
     if (*p == '/' || (unsigned char)*p < ' ') *p = '_';
   KF_TRY(kf_join(path, w->directory, file, e));
   kf_status s = convert(w, method, cache, path, &seconds, &why);
-  if (s == KF_OK) s = kf_comparison_add(&w->comparison, path, name, seconds, &why);
+  if (s == KF_OK) s = kf_comparison_add(&w->comparison, path, w->name, seconds, &why);
   if (!w->o->keep) KF_TRY(remove_model(path, e));
   if (s == KF_ERROR_CANCELLED) return kf_fail(e, s, "%s", why.message);
   if (s != KF_OK)
     json_array_append_new(
-        w->failed, json_pack("{s:s, s:s, s:s, s:s}", "name", name, "method", method, "cache", cache, "sentence", why.message));
+        w->failed, json_pack("{s:s, s:s, s:s, s:s}", "name", w->name, "method", method, "cache", cache, "sentence", why.message));
   return KF_OK;
 }
 
