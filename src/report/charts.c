@@ -264,10 +264,12 @@ static void add_ranks(draft *d, const json_t *spectra, const json_t *model) {
 kf_status kf_chart_spectra(const json_t *comparison, kf_chart *out, kf_error *e) {
   draft d = begin(e);
   const json_t *models = models_of(comparison), *spectra = json_object_get(comparison, "spectra");
-  size_t i;
+  size_t i, most = 0;
   json_t *m, *values;
+  char more[256];
   json_array_foreach(spectra, i, values) {
     add_spectrum(&d, values, (double)i);
+    if (json_array_size(values) > most) most = json_array_size(values);
     end_series(&d, NULL, "using 1:2:3 with lines lc palette lw 1");
   }
   json_array_foreach(models, i, m) {
@@ -276,11 +278,11 @@ kf_status kf_chart_spectra(const json_t *comparison, kf_chart *out, kf_error *e)
     add_ranks(&d, spectra, m);
     end_series(&d, text(m, "name"), style);
   }
-  return finish(&d,
-                &(look){"index of the singular value", "singular value / the largest", 0,
-                        "set logscale y\nset yrange [1e-4<*:1.2]\nset palette defined (0 '#cccccc', 1 '#333333')\n"
-                        "set cblabel 'layer'\nset colorbox"},
-                out, e);
+  snprintf(more, sizeof more,
+           "set logscale y\nset yrange [1e-4<*:1.2]\nset xtics %zu\nset palette defined (0 '#cccccc', 1 '#333333')\n"
+           "set cblabel 'layer'\nset colorbox",
+           most < 4 ? 1 : most / 4);
+  return finish(&d, &(look){"index of the singular value", "singular value / the largest", 0, more}, out, e);
 }
 
 /* Ratio of neighbouring wavelengths of the source, so that cells meet. */

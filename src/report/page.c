@@ -16,7 +16,9 @@ static const char style[] =
     ".table{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}"
     "th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap;vertical-align:top}"
     "tr:first-child th{border-bottom:2px solid #888;white-space:normal;vertical-align:bottom}"
-    "th:first-child{text-align:left;position:sticky;left:0;background:#fff;max-width:14rem;overflow-wrap:anywhere}"
+    "th:first-child{text-align:left;position:sticky;left:0;background:#fff;max-width:14rem;white-space:normal;overflow-wrap:"
+    "anywhere}"
+    "th[scope=row]{min-width:6rem}"
     "th{font-weight:600}td.why{text-align:left;white-space:normal;min-width:16rem}summary{cursor:pointer;color:#0b5394}"
     "ul.why{padding-left:1.2rem;max-width:48rem;font-size:.9rem}pre{font-size:.8rem;overflow-x:auto}"
     "@media print{body{max-width:none;font-size:11pt}figure,table{break-inside:avoid}.plots{grid-template-columns:1fr 1fr}}";
