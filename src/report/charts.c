@@ -230,8 +230,7 @@ kf_status kf_chart_needles(const json_t *comparison, int context, kf_chart *out,
     if (i) style_of(models, i - 1, "linespoints", style);
     end_series(&d, i ? text(m, "name") : "source", i ? style : source_style);
   }
-  return finish(&d, &(look){"place of the number in the text, %", "log-probability, nats a token", 0, "set xrange [-3:103]"}, out,
-                e);
+  return finish(&d, &(look){"place of the number in the text, %", "log-probability, nats", 0, "set xrange [-3:103]"}, out, e);
 }
 
 /* ------------------------------------------------------------------------------------------------ spectra, RoPE */
