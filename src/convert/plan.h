@@ -114,6 +114,7 @@ bool kf_plan_rotates(const kf_plan *p, int layer);
 
 /* The rows of the table. */
 extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[], kf_fold_keys[];
+extern const kf_key kf_transmla_keys[], kf_care_keys[];
 enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_REFIT }; /* in the order of kf_fold_keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };           /* selection */
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e);
@@ -127,5 +128,12 @@ kf_status kf_mha2mla_map(const kf_plan *p, void *session, int layer, kf_mapped *
 void kf_mha2mla_close(void *session);
 kf_status kf_xecomla_resolve(kf_plan *p, kf_error *e);
 kf_status kf_xecomla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
+kf_status kf_transmla_resolve(kf_plan *p, kf_error *e);
+kf_status kf_transmla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_care_resolve(kf_plan *p, kf_error *e);
+kf_status kf_care_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_joint_convert(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e); /* both */
+json_t *kf_joint_record(const void *session);
+void kf_joint_close(void *session);
 
 #endif
