@@ -16,6 +16,8 @@ static const kf_method methods[] = {
      kf_transmla_keys, kf_transmla_resolve, kf_transmla_open, kf_joint_convert, kf_joint_record, kf_joint_close},
     {"care", "RoPE as transmla, latents by an SVD weighted with the inputs' covariance (CARE, arXiv 2603.17946)", kf_care_keys,
      kf_care_resolve, kf_care_open, kf_joint_convert, kf_joint_record, kf_joint_close},
+    {"kv-heads", "merges KV heads by an SVD of their caches; the result is a grouped model like the source (arXiv 2406.07056)",
+     kf_kv_heads_keys, kf_kv_heads_resolve, kf_kv_heads_open, kf_kv_heads_map, NULL, kf_kv_heads_close},
     {.name = "none", .help = "changes no weights: another dtype, or a GGUF file as a Hugging Face directory"},
 };
 
