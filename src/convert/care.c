@@ -90,6 +90,14 @@ static kf_status measure_spectra(void *user, kf_joint_session *s, int layer, con
   return status;
 }
 
+static int smaller(int a, int b) {
+  return a < b ? a : b;
+}
+
+static int most_latents(const kf_joint_session *s, int layer) {
+  return kf_joint_most(&s->p->source->layer[layer].attention, s->p->source->hidden, s->settings.rope_dim);
+}
+
 /* Keys and values share the budget in halves, as CARE's code does; between a half and twice the uniform rank. */
 static kf_status rank_dynamic(kf_joint_session *s, survey *v, kf_error *e) {
   int layers = s->p->source->layers;
@@ -103,7 +111,7 @@ static kf_status rank_dynamic(kf_joint_session *s, survey *v, kf_error *e) {
          value = {layers, v->values, (const double *const *)v->value, value_rank};
   allocate(&key, total / 2, least, base);
   allocate(&value, total - total / 2, least, base);
-  for (int i = 0; i < layers; i++) s->rank[i] += value_rank[i];
+  for (int i = 0; i < layers; i++) s->rank[i] = smaller(s->rank[i] + value_rank[i], most_latents(s, i));
   return KF_OK;
 }
 
@@ -135,14 +143,12 @@ static kf_status rank_progressive(kf_joint_session *s, survey *v, kf_error *e) {
   for (int i = layers - 2; i >= 0; i--) v->condition[i] += v->condition[i + 1];
   for (int i = 0; i < layers; i++) sum += v->condition[i] - lowest;
   for (int i = 0; i < layers && sum > 0; i++) {
-    int most = kf_joint_most(&s->p->source->layer[i].attention, s->p->source->hidden, s->settings.rope_dim);
     int rank = (int)(least + (double)total / 2 * (v->condition[i] - lowest) / sum);
-    s->rank[i] = rank < 1 ? 1 : rank > most ? most : rank;
+    s->rank[i] = smaller(rank > 1 ? rank : 1, most_latents(s, i));
   }
   for (int i = 0; i < layers; i++) given += s->rank[i];
   for (int i = 0; i < layers && given < total; i++) { /* what rounding and full layers left, to the first that can use it */
-    int most = kf_joint_most(&s->p->source->layer[i].attention, s->p->source->hidden, s->settings.rope_dim);
-    int more = (int)(total - given < most - s->rank[i] ? total - given : most - s->rank[i]);
+    int more = smaller((int)(total - given), most_latents(s, i) - s->rank[i]);
     s->rank[i] += more;
     given += more;
   }
