@@ -130,7 +130,7 @@ static void undress(kf_calibrator *c, kf_layer *l) {
 }
 
 kf_status kf_calibrator_forward(kf_calibrator *c, bool held_out, const kf_mapped *mapped, float *x, kf_error *e) {
-  kf_stream stream = {c->config, held_out ? c->held_out : c->fitted, c->window, x};
+  kf_stream stream = {.config = c->config, .windows = held_out ? c->held_out : c->fitted, .window = c->window, .x = x};
   if (!mapped) return kf_stream_forward(c->device, c->run, &c->layer, c->index, &stream, NULL, e);
   kf_config student = *c->config;
   kf_layer_config *layers;
@@ -180,17 +180,20 @@ static void project(const kf_calibrator *c, const head *h, const float *x, int64
   d->linear(d, logits, h->rows, h->weight, rows, false);
 }
 
-kf_status kf_calibrator_divergence(kf_calibrator *c, const float *reference, const float *x, double *kl, kf_error *e) {
+kf_status kf_calibrator_divergence(kf_calibrator *c, const float *reference, float *const *x, int count, double *kl,
+                                   kf_error *e) {
   int64_t total = c->held_out * c->window, hidden = c->config->hidden;
   head h = {0};
   kf_status s = load_head(c, &h, e);
-  *kl = 0;
+  memset(kl, 0, (size_t)count * sizeof *kl);
   for (int64_t at = 0; at < total && s == KF_OK; at += ROWS) {
     int64_t rows = total - at < ROWS ? total - at : ROWS;
     project(c, &h, reference + at * hidden, rows, h.reference);
-    project(c, &h, x + at * hidden, rows, h.logits);
-    c->device->divergence(c->device, h.reference, h.logits, rows, c->config->vocabulary, h.kl, h.difference);
-    for (int64_t r = 0; r < rows; r++) *kl += h.kl[r] / (double)total;
+    for (int i = 0; i < count; i++) {
+      project(c, &h, x[i] + at * hidden, rows, h.logits);
+      c->device->divergence(c->device, h.reference, h.logits, rows, c->config->vocabulary, h.kl, h.difference);
+      for (int64_t r = 0; r < rows; r++) kl[i] += h.kl[r] / (double)total;
+    }
     s = kf_device_check(c->device, e);
   }
   free_head(c, &h);

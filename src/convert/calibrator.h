@@ -33,7 +33,7 @@ kf_status kf_calibrator_load(kf_calibrator *c, int index, kf_error *e);
 kf_status kf_calibrator_moment(const kf_calibrator *c, const float *x, double *moment, kf_error *e);
 /* Runs x through the loaded layer; mapped: a latent layer that takes the place of its attention, or NULL. */
 kf_status kf_calibrator_forward(kf_calibrator *c, bool held_out, const kf_mapped *mapped, float *x, kf_error *e);
-/* KL(reference || x), mean over tokens, of the last layer's outputs over the windows held out. */
-kf_status kf_calibrator_divergence(kf_calibrator *c, const float *reference, const float *x, double *kl, kf_error *e);
+/* kl[i] = KL(reference || x[i]), mean over tokens, of `count` models' last hidden states over the windows held out. */
+kf_status kf_calibrator_divergence(kf_calibrator *c, const float *reference, float *const *x, int count, double *kl, kf_error *e);
 
 #endif

@@ -134,13 +134,15 @@ static kf_status try_layer(void *user, kf_joint_session *j, int layer, const kf_
 
 static kf_status choose(kf_joint_session *j, kf_error *e) {
   trial t = {0};
+  double kl[KF_JOINT_TRIED];
   kf_status s;
   KF_GO(kf_calibrator_begin(j->c, true, &t.reference, e));
   for (int i = 0; i < j->count; i++) KF_GO(kf_calibrator_begin(j->c, true, &t.x[i], e));
   KF_GO(kf_joint_survey(j, try_layer, &t, e));
+  KF_GO(kf_calibrator_divergence(j->c, t.reference, t.x, j->count, kl, e));
   for (int i = 0; i < j->count; i++) {
     kf_joint_choice *one = &j->tried[i];
-    KF_GO(kf_calibrator_divergence(j->c, t.reference, t.x[i], &one->kl, e));
+    one->kl = kl[i];
     if (one->kl < j->tried[j->best].kl) j->best = i;
     kf_note(j->p->hooks, "rope_dim %d, freqfold %d: KL %.4f on held-out calibration text", one->rope_dim, one->freqfold, one->kl);
   }
