@@ -224,7 +224,7 @@ typedef struct kf_setting {
 } kf_setting;
 
 typedef struct kf_convert_options {
-  const char *method; /* "mha2mla", "x-ecomla", "fold", "none": kf_method_name() */
+  const char *method; /* "fold", "transmla", ...: kf_method_name() */
   const char *cache;  /* "192", "50%" or NULL: elements per token and layer */
   const char *dtype;  /* "f32", "bf16", "f16" or NULL: the source's */
   const kf_setting *settings;

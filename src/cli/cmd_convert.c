@@ -15,7 +15,8 @@ typedef struct arguments {
 
 static const cli_option options[] = {
     {"method", "NAME", CLI_TEXT, offsetof(arguments, method), 0, 0,
-     "mha2mla, x-ecomla, fold, or none (only writes the model anew: GGUF to a directory, another dtype)"},
+     "mha2mla, x-ecomla, fold, transmla, care, kv-heads, or none (only writes the model anew: GGUF to a directory, another "
+     "dtype)"},
     {"cache", "N|P%", CLI_TEXT, offsetof(arguments, cache), 0, 0,
      "elements per token and layer, latent and all rope dimensions; P% of the source's, rounded down; default 50%"},
     {"set", "KEY=VALUE ...", CLI_LIST, offsetof(arguments, set), 0, 0, "a key of the method, below; may be repeated"},
@@ -156,6 +157,19 @@ const cli_command cli_convert = {
         "  rope_scaling=base|yarn   default base\n"
         "  kv_b=kv|query     one up-projection a KV head (default) or a query head\n"
         "  variant=code|paper   place of the singular values and rule of the energy ranks; default code\n\n"
+        "transmla needs --calibration; it keeps RoPE on the strongest channels of the merged KV heads, one key for all heads,\n"
+        "and puts the rest of K with V into one latent of N - rope_dim by PCA.\n"
+        "  rope_dim=N|auto   width of the shared RoPE key; auto (default): head_dim, a half or a quarter of it\n"
+        "  freqfold=N|auto   neighbouring frequencies taken for one; auto (default), as rope_dim: by held-out text\n"
+        "  balance=X         size of the keys over that of the values before the PCA; default 1; 0: as they are\n"
+        "  variant=fixed|code   code: as the authors' program, its slips included; default fixed\n"
+        "  statistics=converted|source|partial   whose hidden states; default converted, with variant=code partial\n\n"
+        "care needs --calibration; RoPE as in transmla, the latent by an SVD weighted with the covariance of the inputs.\n"
+        "  rope_dim, freqfold, statistics=converted|source   as of transmla\n"
+        "  shrinkage=X       of the covariance towards the identity; default 0.01\n"
+        "  rank_policy=uniform|dynamic|progressive   latents of each layer; default uniform; their sum keeps the budget\n\n"
+        "kv-heads needs --calibration; it merges KV heads, and the result is a grouped model like the source.\n"
+        "  kv_heads=N        a divisor of the source's; instead of --cache, of which it takes 2 x head_dim each\n\n"
         "fold needs --calibration; it weighs rotated pairs and latents by the output error that leaving them out\n"
         "would cause on that text, and is made for use without training; --cache N holds 2 x rope_pairs and the latents.\n"
         "  rope_pairs=N      rotated pairs, shared by all heads; default: the best of 1/24, 1/12 and 1/8 of the budget\n"

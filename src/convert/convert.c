@@ -273,12 +273,11 @@ static kf_status do_units(job *j, kf_error *e) {
 /* Records of the layers, without those of the embedding and the rest. */
 static kf_status write_config(job *j, kf_error *e) {
   char path[KF_PATH];
-  json_t *layers = j->plan.method->resolve || *j->config.method ? json_array() : NULL, *config;
+  json_t *layers = j->plan.method->resolve && !j->plan.kv_heads ? json_array() : NULL, *config;
   for (int i = 0; layers && i < j->config.layers; i++)
     json_array_append(layers, json_array_get(kf_output_records(j->output), (size_t)i + 1));
   /* `none` leaves a converted model's own description as it is */
-  kf_status s = kf_config_record(&j->config, j->plan.method->name, j->recipe, j->plan.method->resolve ? layers : NULL, j->dtype,
-                                 &config, e);
+  kf_status s = kf_config_record(&j->config, j->plan.method->name, j->recipe, layers, j->plan.kv_heads, j->dtype, &config, e);
   json_decref(layers);
   if (s != KF_OK) return s;
   s = kf_join(path, kf_output_path(j->output), "config.json", e);

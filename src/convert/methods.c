@@ -11,6 +11,13 @@ static const kf_method methods[] = {
      "weighs every rotated channel and latent by the output error it would cause on calibration text (kvfold's own; "
      "docs/METHODS.md)",
      kf_fold_keys, kf_fold_resolve, kf_fold_open, kf_fold_map, kf_fold_record, kf_fold_close},
+    {"transmla",
+     "merges the KV heads, keeps RoPE on a few pairs of their PCA and puts the rest into one latent (arXiv 2502.07864)",
+     kf_transmla_keys, kf_transmla_resolve, kf_transmla_open, kf_joint_convert, kf_joint_record, kf_joint_close},
+    {"care", "RoPE as transmla, latents by an SVD weighted with the inputs' covariance (CARE, arXiv 2603.17946)", kf_care_keys,
+     kf_care_resolve, kf_care_open, kf_joint_convert, kf_joint_record, kf_joint_close},
+    {"kv-heads", "merges KV heads by an SVD of their caches; the result is a grouped model like the source (arXiv 2406.07056)",
+     kf_kv_heads_keys, kf_kv_heads_resolve, kf_kv_heads_open, kf_kv_heads_map, NULL, kf_kv_heads_close},
     {.name = "none", .help = "changes no weights: another dtype, or a GGUF file as a Hugging Face directory"},
 };
 

@@ -92,6 +92,7 @@ struct kf_plan {
   int *rank, *q_rank; /* [layers] latent width; 0: full query, or by energy */
   int nope, rope;     /* x-ecomla: rows of a head */
   int pairs;          /* mha2mla: pairs a KV head */
+  int kv_heads;       /* KV heads of a result that stays grouped; 0: it becomes latent */
   kf_rope_policy policy;
   bool needs_text;  /* the method's open() is to be called */
   kf_ranks ranks;   /* from a file; layers 0: none */
@@ -115,6 +116,7 @@ bool kf_plan_rotates(const kf_plan *p, int layer);
 
 /* The rows of the table. */
 extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[], kf_fold_keys[];
+extern const kf_key kf_transmla_keys[], kf_care_keys[], kf_kv_heads_keys[];
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e);
 kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
 kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
@@ -126,5 +128,16 @@ kf_status kf_mha2mla_map(const kf_plan *p, void *session, int layer, kf_mapped *
 void kf_mha2mla_close(void *session);
 kf_status kf_xecomla_resolve(kf_plan *p, kf_error *e);
 kf_status kf_xecomla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
+kf_status kf_transmla_resolve(kf_plan *p, kf_error *e);
+kf_status kf_transmla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_care_resolve(kf_plan *p, kf_error *e);
+kf_status kf_care_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_joint_convert(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e); /* both */
+json_t *kf_joint_record(const void *session);
+void kf_joint_close(void *session);
+kf_status kf_kv_heads_resolve(kf_plan *p, kf_error *e);
+kf_status kf_kv_heads_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_kv_heads_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
+void kf_kv_heads_close(void *session);
 
 #endif

@@ -86,24 +86,27 @@ static void put_dtype(json_t *o, kf_dtype dtype, bool *ok) {
   if (!json_object_get(o, "dtype") || json_object_get(o, "torch_dtype")) put(o, "torch_dtype", json_string(name), ok);
 }
 
-kf_status kf_config_record(const kf_config *source, const char *method, const json_t *recipe, const json_t *layers,
+kf_status kf_config_record(const kf_config *source, const char *method, const json_t *recipe, const json_t *layers, int kv_heads,
                            kf_dtype dtype, json_t **out, kf_error *e) {
   bool ok = true;
   json_t *o = json_deep_copy(source->json);
   put_dtype(o, dtype, &ok);
   put(o, "tie_word_embeddings", json_boolean(source->tied), &ok);
-  if (layers) {
+  if (kv_heads) put(o, "num_key_value_heads", json_integer(kv_heads), &ok);
+  if (layers || kv_heads) {
     json_t *ours = json_object();
     put(ours, "format", json_integer(1), &ok);
     put(ours, "version", json_string(KF_VERSION), &ok);
     put(ours, "source_model_type", json_string(source->family), &ok);
     put(ours, "method", json_string(method), &ok);
     put(ours, "recipe", json_deep_copy(recipe), &ok);
-    put(ours, "layers", json_deep_copy(layers), &ok);
-    put(o, "model_type", json_string("kvfold"), &ok);
-    put(o, "architectures", json_pack("[s]", "KvfoldForCausalLM"), &ok);
-    json_object_del(o, "auto_map");
     put(o, "kvfold", ours, &ok);
+    if (layers) {
+      put(ours, "layers", json_deep_copy(layers), &ok);
+      put(o, "model_type", json_string("kvfold"), &ok);
+      put(o, "architectures", json_pack("[s]", "KvfoldForCausalLM"), &ok);
+      json_object_del(o, "auto_map");
+    }
   }
   if (!ok) {
     json_decref(o);

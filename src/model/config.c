@@ -301,7 +301,8 @@ kf_status kf_config_from_json(const char *file, json_t *o, json_t *generation, k
   const char *type, *method = "";
   kf_status s;
   KF_GO(kf_json_string(o, file, "model_type", "", &type, e));
-  if (strcmp(type, "kvfold") == 0) {
+  bool latent = strcmp(type, "kvfold") == 0;
+  if (latent) {
     int64_t format;
     if (!json_is_object(ours))
       KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: model_type is kvfold, but there is no \"kvfold\" object", file));
@@ -309,14 +310,14 @@ kf_status kf_config_from_json(const char *file, json_t *o, json_t *generation, k
     if (format != 1)
       KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.format %d is not known to this version (it reads 1)", file, (int)format));
     KF_GO(kf_json_string(ours, file, "source_model_type", "", &type, e));
-    KF_GO(kf_json_string(ours, file, "method", "", &method, e));
     converted = json_object_get(ours, "layers");
   }
+  if (json_is_object(ours)) KF_GO(kf_json_string(ours, file, "method", "", &method, e)); /* also of one that stayed grouped */
   KF_GO(find_family(file, type, &family, e));
   strncpy(c.family, family->type, sizeof c.family - 1);
   strncpy(c.method, method, sizeof c.method - 1);
   KF_GO(read_sizes(file, o, family, &c, e));
-  if (ours && (!json_is_array(converted) || json_array_size(converted) != (size_t)c.layers))
+  if (latent && (!json_is_array(converted) || json_array_size(converted) != (size_t)c.layers))
     KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: kvfold.layers must describe %d layers", file, c.layers));
   KF_GO(read_eos(file, o, &c, e));
   if (generation) KF_GO(read_eos("generation_config.json", generation, &c, e));

@@ -42,7 +42,13 @@ static void convert(const char *src, const char *name, const char *method, const
   kf_error e = {0};
   kf_setting list[8];
   kf_convert_options o = {.method = method, .cache = "50%", .dtype = "f32", .settings = list};
+  const char *text[] = {KVFOLD_SOURCE_DIR "/examples/books-7m/held-out.txt"};
   for (int i = 0; settings && settings[i]; i += 2) list[o.setting_count++] = (kf_setting){settings[i], settings[i + 1]};
+  if (strcmp(method, "x-ecomla") != 0 && strcmp(method, "mha2mla") != 0) {
+    o.calibration = text;
+    o.calibration_count = 1;
+    o.calibration_tokens = 2560;
+  }
   kf_remove_tree(in_scratch(name), NULL);
   if (kf_convert(src, in_scratch(name), &o, NULL, &e) != KF_OK) fail_msg("%s", e.message);
 }
@@ -135,6 +141,15 @@ static void test_directory(void **state) {
   assert_true(json_real_value(json_object_get(config, "rms_norm_eps")) == 1e-6);
   json_decref(config);
   assert_false(kf_exists(in_scratch("deepseek.partial")));
+}
+
+/* One shared RoPE key at every second frequency, ranks of its own in every layer. */
+static void test_peers(void **state) {
+  (void)state;
+  convert(books, "source", "care", (const char *[]){"rope_dim", "16", "freqfold", "4", "rank_policy", "progressive", NULL});
+  export("source", "deepseek", &directory);
+  double d = difference("source", "deepseek");
+  if (!(d < 1e-5)) fail_msg("the exported model's logits differ by %g", d);
 }
 
 /* Pairs of a larger table: every second frequency makes a table of its own, others need the whole one, with unused slots. */
@@ -438,9 +453,10 @@ static void test_refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_directory), cmocka_unit_test(test_table),     cmocka_unit_test(test_gguf),
-      cmocka_unit_test(test_f16),       cmocka_unit_test(test_tokenizer), cmocka_unit_test(test_sentencepiece),
-      cmocka_unit_test(test_pre),       cmocka_unit_test(test_writer),    cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_directory),     cmocka_unit_test(test_peers), cmocka_unit_test(test_table),
+      cmocka_unit_test(test_gguf),          cmocka_unit_test(test_f16),   cmocka_unit_test(test_tokenizer),
+      cmocka_unit_test(test_sentencepiece), cmocka_unit_test(test_pre),   cmocka_unit_test(test_writer),
+      cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests_name("export", tests, make_scratch, remove_scratch);
 }
