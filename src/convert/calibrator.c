@@ -13,6 +13,7 @@ static kf_status begin(kf_calibrator *c, const kf_plan *p, const kf_corpus *corp
   int windows;
   KF_TRY(kf_device_open_cpu(p->o->compute, p->o->threads, &c->device, e));
   KF_TRY(kf_run_create(c->device, c->config, &c->run, e));
+  KF_TRY(kf_corpus_cut(corpus, c->window, &c->ids, &windows, e));
   KF_TRY(kf_corpus_windows(corpus, c->weights, c->window, &c->start, &windows, e));
   c->held_out = windows / 5;
   c->fitted = windows - c->held_out;
@@ -44,6 +45,7 @@ void kf_calibrator_free(kf_calibrator *c) {
   unload(c);
   kf_run_free(c->run);
   kf_device_close(c->device);
+  free(c->ids);
   free(c->start);
   free(c);
 }
@@ -147,55 +149,8 @@ kf_status kf_calibrator_forward(kf_calibrator *c, bool held_out, const kf_mapped
   return s;
 }
 
-/* ---------------------------------------------------------------------------------------------- divergence */
-
-enum { ROWS = 128 };
-
-typedef struct head {
-  float *norm, *rows, *reference, *logits; /* [hidden], [ROWS, hidden], [ROWS, vocabulary] twice */
-  double *kl, *difference;                 /* [ROWS] */
-  kf_weight *weight;
-} head;
-
-static kf_status load_head(kf_calibrator *c, head *h, kf_error *e) {
-  size_t logits = ROWS * (size_t)c->config->vocabulary;
-  KF_TRY(kf_head_load(c->weights, c->device, &h->norm, &h->weight, e));
-  KF_NEW(h->rows, ROWS * c->config->hidden, e);
-  KF_NEW(h->reference, logits, e);
-  KF_NEW(h->logits, logits, e);
-  KF_NEW(h->kl, ROWS, e);
-  KF_NEW(h->difference, ROWS, e);
-  return KF_OK;
-}
-
-static void free_head(kf_calibrator *c, head *h) {
-  void *own[] = {h->norm, h->rows, h->reference, h->logits, h->kl, h->difference};
-  for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
-  if (h->weight) c->device->weight_free(c->device, h->weight);
-}
-
-static void project(const kf_calibrator *c, const head *h, const float *x, int64_t rows, float *logits) {
-  kf_device *d = c->device;
-  d->rmsnorm(d, h->rows, x, h->norm, rows, c->config->hidden, c->config->eps);
-  d->linear(d, logits, h->rows, h->weight, rows, false);
-}
-
-kf_status kf_calibrator_divergence(kf_calibrator *c, const float *reference, float *const *x, int count, double *kl,
-                                   kf_error *e) {
-  int64_t total = c->held_out * c->window, hidden = c->config->hidden;
-  head h = {0};
-  kf_status s = load_head(c, &h, e);
-  memset(kl, 0, (size_t)count * sizeof *kl);
-  for (int64_t at = 0; at < total && s == KF_OK; at += ROWS) {
-    int64_t rows = total - at < ROWS ? total - at : ROWS;
-    project(c, &h, reference + at * hidden, rows, h.reference);
-    for (int i = 0; i < count; i++) {
-      project(c, &h, x[i] + at * hidden, rows, h.logits);
-      c->device->divergence(c->device, h.reference, h.logits, rows, c->config->vocabulary, h.kl, h.difference);
-      for (int64_t r = 0; r < rows; r++) kl[i] += h.kl[r] / (double)total;
-    }
-    s = kf_device_check(c->device, e);
-  }
-  free_head(c, &h);
-  return s;
+kf_status kf_calibrator_judge(kf_calibrator *c, const float *reference, float *const *x, int count, kf_nearness *out,
+                              kf_error *e) {
+  return kf_nearness_judge(c->weights, c->device, c->ids + c->fitted * c->window, c->held_out, c->window, reference, x, count,
+                           out, e);
 }

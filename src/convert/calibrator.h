@@ -6,6 +6,7 @@
 #ifndef KF_CONVERT_CALIBRATOR_H
 #define KF_CONVERT_CALIBRATOR_H
 
+#include "convert/nearness.h"
 #include "convert/plan.h"
 #include "model/layer.h"
 
@@ -16,6 +17,7 @@ typedef struct kf_calibrator {
   kf_run *run;
   int64_t window;       /* tokens */
   int fitted, held_out; /* windows: the first four fifths are fitted on, the last are for choices */
+  int32_t *ids;         /* [fitted + held_out, window] */
   float *start;         /* [fitted + held_out, window, hidden] embeddings */
   int index;            /* of the layer that is loaded; -1: none */
   kf_layer layer;
@@ -33,7 +35,8 @@ kf_status kf_calibrator_load(kf_calibrator *c, int index, kf_error *e);
 kf_status kf_calibrator_moment(const kf_calibrator *c, const float *x, double *moment, kf_error *e);
 /* Runs x through the loaded layer; mapped: a latent layer that takes the place of its attention, or NULL. */
 kf_status kf_calibrator_forward(kf_calibrator *c, bool held_out, const kf_mapped *mapped, float *x, kf_error *e);
-/* kl[i] = KL(reference || x[i]), mean over tokens, of `count` models' last hidden states over the windows held out. */
-kf_status kf_calibrator_divergence(kf_calibrator *c, const float *reference, float *const *x, int count, double *kl, kf_error *e);
+/* Of `count` models' last hidden states over the windows held out; reference: the source's. */
+kf_status kf_calibrator_judge(kf_calibrator *c, const float *reference, float *const *x, int count, kf_nearness *out,
+                              kf_error *e);
 
 #endif

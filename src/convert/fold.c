@@ -217,7 +217,7 @@ kf_status kf_fold_record(void *session, json_t **out, kf_error *e) {
   kf_mapped_free(&last);
   kf_nearness outcome;
   float *converted = f->student.stream.x + (f->refit == KF_FOLD_REFIT_NONE ? 0 : f->tune.x - f->all.x);
-  KF_TRY(kf_fold_judge(f, f->tune.x, &converted, 1, &outcome, e));
+  KF_TRY(kf_fold_judge(f, &converted, 1, &outcome, e));
   const kf_candidate *c = &f->candidate[f->best];
   json_t *tried = json_array();
   for (int i = 0; i < f->candidates && f->candidates > 1; i++)

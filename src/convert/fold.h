@@ -6,16 +6,12 @@
 #include <stdio.h>
 
 #include "convert/fold_stream.h"
+#include "convert/nearness.h"
 
 enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY }; /* of kf_fold_keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };                                                   /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
 enum { KF_FOLD_CANDIDATES = 4 };
-
-/* How near a converted model is to the source on held-out windows: mean KL in nats a token, and the ratio of perplexities. */
-typedef struct kf_nearness {
-  double kl, perplexity_ratio;
-} kf_nearness;
 
 typedef struct kf_candidate {
   bool greedy;
@@ -55,8 +51,8 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool w
 
 /* Runs the source once over all windows: statistics into the store, every candidate converted (without refit) and judged. */
 kf_status kf_fold_choose(kf_fold *f, kf_error *e);
-/* Nearness of streams that went through all layers, over the held-out windows; converted: [tune windows, window, hidden]. */
-kf_status kf_fold_judge(kf_fold *f, const float *source, float *const *converted, int count, kf_nearness *out, kf_error *e);
+/* Nearness to the source of streams that went through all layers; converted: [held-out windows, window, hidden]. */
+kf_status kf_fold_judge(kf_fold *f, float *const *converted, int count, kf_nearness *out, kf_error *e);
 /* Refits a mapped layer as the settings say, and brings both streams, source and student, through it. */
 kf_status kf_fold_refit(kf_fold *f, int layer, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *mapped,
                         kf_error *e);

@@ -96,85 +96,18 @@ done:
   return s;
 }
 
-/* ---------------------------------------------------------------------------------------------- the judge */
-
-typedef struct head {
-  float *norm, *rows, *reference, *logits;
-  double *kl, *difference, *nll, *own_nll;
-  int32_t *target, *first;
-  kf_weight *weight;
-} head;
-
-enum { ROWS = 128 };
-
-static kf_status head_create(kf_fold *f, head *h, kf_error *e) {
-  const kf_config *c = f->config;
-  KF_TRY(kf_head_load(f->weights, f->device, &h->norm, &h->weight, e));
-  KF_NEW(h->rows, ROWS * c->hidden, e);
-  KF_NEW(h->reference, (size_t)ROWS * (size_t)c->vocabulary, e);
-  KF_NEW(h->logits, (size_t)ROWS * (size_t)c->vocabulary, e);
-  KF_NEW(h->kl, ROWS, e);
-  KF_NEW(h->difference, ROWS, e);
-  KF_NEW(h->nll, ROWS, e);
-  KF_NEW(h->own_nll, ROWS, e);
-  KF_NEW(h->target, ROWS, e);
-  KF_NEW(h->first, ROWS, e);
-  return KF_OK;
-}
-
-static void head_free(kf_fold *f, head *h) {
-  void *own[] = {h->norm, h->rows, h->reference, h->logits, h->kl, h->difference, h->nll, h->own_nll, h->target, h->first};
-  for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
-  if (h->weight) f->device->weight_free(f->device, h->weight);
-}
-
-static void project(kf_fold *f, const head *h, const float *x, int64_t rows, float *logits) {
-  kf_device *d = f->device;
-  d->rmsnorm(d, h->rows, x, h->norm, rows, f->config->hidden, f->config->eps);
-  d->linear(d, logits, h->rows, h->weight, rows, false);
-}
-
-/* Sums over one block of rows; the last token of a window predicts nothing. */
-static void judge_rows(kf_fold *f, const head *h, int64_t at, int64_t rows, const float *x, kf_nearness *sum) {
-  kf_device *d = f->device;
-  int64_t v = f->config->vocabulary;
-  project(f, h, x + at * f->config->hidden, rows, h->logits);
-  d->divergence(d, h->reference, h->logits, rows, v, h->kl, h->difference);
-  d->cross_entropy(d, h->logits, h->target, rows, v, h->own_nll, h->first);
-  for (int64_t r = 0; r < rows; r++) {
-    if ((at + r + 1) % f->tune.window == 0) continue;
-    sum->kl += h->kl[r];
-    sum->perplexity_ratio += h->own_nll[r] - h->nll[r];
-  }
-}
-
-kf_status kf_fold_judge(kf_fold *f, const float *source, float *const *converted, int count, kf_nearness *out, kf_error *e) {
-  int64_t total = f->tune.windows * f->tune.window, predicted = f->tune.windows * (f->tune.window - 1);
-  const int32_t *ids = f->ids + f->fit.windows * f->fit.window;
-  head h = {0};
-  kf_status s = head_create(f, &h, e);
-  memset(out, 0, (size_t)count * sizeof *out);
-  for (int64_t at = 0; at < total && s == KF_OK; at += ROWS) {
-    int64_t rows = total - at < ROWS ? total - at : ROWS;
-    for (int64_t r = 0; r < rows; r++) h.target[r] = at + r + 1 < total ? ids[at + r + 1] : 0;
-    project(f, &h, source + at * f->config->hidden, rows, h.reference);
-    f->device->cross_entropy(f->device, h.reference, h.target, rows, f->config->vocabulary, h.nll, h.first);
-    for (int i = 0; i < count; i++) judge_rows(f, &h, at, rows, converted[i], &out[i]);
-    s = kf_device_check(f->device, e);
-  }
-  head_free(f, &h);
-  for (int i = 0; i < count; i++)
-    out[i] = (kf_nearness){out[i].kl / (double)predicted, exp(out[i].perplexity_ratio / (double)predicted)};
-  return s;
-}
-
 /* ---------------------------------------------------------------------------------------------- the choice */
+
+kf_status kf_fold_judge(kf_fold *f, float *const *converted, int count, kf_nearness *out, kf_error *e) {
+  return kf_nearness_judge(f->weights, f->device, f->ids + f->fit.windows * f->fit.window, f->tune.windows, f->tune.window,
+                           f->tune.x, converted, count, out, e);
+}
 
 static kf_status judge_candidates(kf_fold *f, kf_error *e) {
   float *stream[KF_FOLD_CANDIDATES];
   kf_nearness nearness[KF_FOLD_CANDIDATES];
   for (int i = 0; i < f->candidates; i++) stream[i] = f->candidate[i].student.stream.x;
-  KF_TRY(kf_fold_judge(f, f->tune.x, stream, f->candidates, nearness, e));
+  KF_TRY(kf_fold_judge(f, stream, f->candidates, nearness, e));
   for (int i = 0; i < f->candidates; i++) {
     kf_candidate *c = &f->candidate[i];
     c->nearness = nearness[i];

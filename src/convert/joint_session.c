@@ -134,15 +134,15 @@ static kf_status try_layer(void *user, kf_joint_session *j, int layer, const kf_
 
 static kf_status choose(kf_joint_session *j, kf_error *e) {
   trial t = {0};
-  double kl[KF_JOINT_TRIED];
+  kf_nearness nearness[KF_JOINT_TRIED];
   kf_status s;
   KF_GO(kf_calibrator_begin(j->c, true, &t.reference, e));
   for (int i = 0; i < j->count; i++) KF_GO(kf_calibrator_begin(j->c, true, &t.x[i], e));
   KF_GO(kf_joint_survey(j, try_layer, &t, e));
-  KF_GO(kf_calibrator_divergence(j->c, t.reference, t.x, j->count, kl, e));
+  KF_GO(kf_calibrator_judge(j->c, t.reference, t.x, j->count, nearness, e));
   for (int i = 0; i < j->count; i++) {
     kf_joint_choice *one = &j->tried[i];
-    one->kl = kl[i];
+    one->kl = nearness[i].kl;
     if (one->kl < j->tried[j->best].kl) j->best = i;
     kf_note(j->p->hooks, "rope_dim %d, freqfold %d: KL %.4f on held-out calibration text", one->rope_dim, one->freqfold, one->kl);
   }
@@ -200,15 +200,16 @@ void kf_joint_close(void *session) {
   free(j);
 }
 
-json_t *kf_joint_record(const void *session) {
+kf_status kf_joint_record(void *session, json_t **out, kf_error *e) {
   const kf_joint_session *j = session;
   json_t *tried = json_array(), *ranks = json_array();
   for (int i = 0; i < j->count && j->count > 1; i++)
     json_array_append_new(tried, json_pack("{s:i,s:i,s:f}", "rope_dim", j->tried[i].rope_dim, "freqfold", j->tried[i].freqfold,
                                            "kl", j->tried[i].kl));
   for (int i = 0; i < j->p->source->layers; i++) json_array_append_new(ranks, json_integer(j->rank[i]));
-  return json_pack("{s:i,s:i,s:o,s:o}", "rope_dim", j->settings.rope_dim, "freqfold", j->settings.freqfold, "ranks", ranks,
+  *out = json_pack("{s:i,s:i,s:o,s:o}", "rope_dim", j->settings.rope_dim, "freqfold", j->settings.freqfold, "ranks", ranks,
                    "tried", tried);
+  return *out ? KF_OK : kf_fail(e, KF_ERROR_MEMORY, "out of memory");
 }
 
 /* ---------------------------------------------------------------------------------------------- layer by layer */

@@ -133,7 +133,7 @@ kf_status kf_transmla_open(const kf_plan *p, const kf_corpus *corpus, const char
 kf_status kf_care_resolve(kf_plan *p, kf_error *e);
 kf_status kf_care_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
 kf_status kf_joint_convert(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e); /* both */
-json_t *kf_joint_record(const void *session);
+kf_status kf_joint_record(void *session, json_t **out, kf_error *e);
 void kf_joint_close(void *session);
 kf_status kf_kv_heads_resolve(kf_plan *p, kf_error *e);
 kf_status kf_kv_heads_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);

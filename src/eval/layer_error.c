@@ -32,7 +32,7 @@ static kf_status run_layer(const comparison *c, side *s, int layer, float *x, bo
   const kf_watch watch = {.attended = attended, .user = s};
   s->seen = 0;
   for (int i = 0; i < c->sequences; i++) {
-    kf_span span = {s->sequence, 0, c->length};
+    kf_span span = {s->sequence, 0, c->length, 0};
     KF_TRY(kf_layer_forward(s->model->run, &s->model->layer[layer], layer, x + i * c->length * c->hidden, &span, 1,
                             watched ? &watch : NULL, e));
   }

@@ -98,7 +98,7 @@ static kf_status run(kf_model *m, const test *c, kf_needle *n, kf_error *e) {
   kf_status s = kf_sequence_create(&m->config, m->device->compute, &sequence, e);
   if (s == KF_OK) {
     s = kf_embed(&m->weights, m->embedding, c->input, n->context, x, e);
-    if (s == KF_OK) s = kf_model_forward(m, x, &(kf_span){sequence, 0, n->context}, 1, e);
+    if (s == KF_OK) s = kf_model_forward(m, x, &(kf_span){sequence, 0, n->context, 0}, 1, e);
     if (s == KF_OK) s = score(m, c, x, n, e);
     kf_sequence_free(sequence);
   }
