@@ -136,11 +136,11 @@ static kf_status read_query(const view *v, float **out, kf_error *e) {
   return s;
 }
 
-/* to: zeroed [heads (nope + rope), hidden]. The graph's scale is (nope + rope)^-1/2; the rest goes into the query. */
+/* to: zeroed [heads (nope + rope), hidden]. What the graph does not scale goes into the query. */
 static kf_status make_q(const view *v, float *to, kf_error *e) {
   const kf_stock *s = v->s;
   float *q;
-  double by = (double)v->a->scale * sqrt(s->nope + s->rope.dim);
+  double by = (double)v->a->scale * sqrt(s->nope + s->rope.dim) / s->score_gain;
   KF_TRY(read_query(v, &q, e));
   for (int64_t h = 0; h < v->a->heads; h++) {
     const float *from = q + h * v->a->d_qk * v->hidden;

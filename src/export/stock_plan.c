@@ -136,10 +136,18 @@ static kf_status compare_tables(const kf_rope *from, const kf_hooks *hooks, kf_s
   s->rope_gain = factor * factor;
   if (differ)
     kf_note(hooks,
-            "RoPE scaling of type '%s' is written as YaRN: %d of %d frequencies differ, by a factor of %.2f at most, and outputs "
-            "differ by what that does to them",
+            "RoPE scaling of type '%s' is written as YaRN: %d of %d frequencies differ, by a factor of %.2f at most, and the "
+            "outputs by what that does",
             kf_rope_type_name(from->type), differ, all, worst);
   return KF_OK;
+}
+
+static void note_betas(const kf_stock *s, const kf_hooks *hooks) {
+  if (s->gguf && s->rope.type == KF_ROPE_YARN && (s->rope.beta_fast != 32 || s->rope.beta_slow != 1))
+    kf_note(
+        hooks,
+        "llama.cpp does not read the ends of YaRN's ramp from a deepseek2 file: give it --yarn-beta-fast %g --yarn-beta-slow %g",
+        s->rope.beta_fast, s->rope.beta_slow);
 }
 
 /* The smallest table that has all layers' frequencies, or the 32 of the padded shapes. from: the layers'; NULL: none rotates. */
@@ -154,6 +162,9 @@ static kf_status settle_table(const char *path, const kf_rope *from, const kf_st
                    path, width, slots);
   s->spread = width / slots;
   s->rope = engines_table(from, 2 * width);
+  /* llama.cpp's deepseek2 undoes a factor of YaRN's also where the scaling is linear and has none */
+  s->score_gain = from->type == KF_ROPE_LINEAR ? pow(1 + 0.1 * log(from->factor), 2) : 1;
+  note_betas(s, t->hooks);
   return compare_tables(from, t->hooks, s, e);
 }
 
