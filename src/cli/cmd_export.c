@@ -61,18 +61,16 @@ const cli_command cli_export = {
     .options = options,
     .bytes = sizeof(arguments),
     .run = run,
-    .description = "Writes DIR, a model that kvfold converted, as a directory that loads as DeepseekV3ForCausalLM without custom "
-                   "code, or as "
-                   "a GGUF file of architecture deepseek2. DeepSeek's norm of the latents is neutralised by scaling, so that the "
-                   "outputs are the "
-                   "model's own. OUT must not exist. A model can be exported when all its layers share one RoPE key (x-ecomla, "
-                   "and fold where no "
-                   "frequency is used twice) and it has no biases, q/k norms, sliding windows or RoPE scaling; anything else is "
-                   "refused with "
-                   "the reason.",
+    .description =
+        "Writes DIR, a model that kvfold converted, as a directory that loads as DeepseekV3ForCausalLM without custom "
+        "code, or as a GGUF file of architecture deepseek2. DeepSeek's norm of the latents is neutralised by scaling, so "
+        "that the outputs are the model's own. OUT must not exist. A model can be exported when all its layers share one "
+        "RoPE key (x-ecomla, and fold where no frequency is used twice) and it has no biases, q/k norms or sliding "
+        "windows; anything else is refused with the reason.",
     .keys = "path, format, dtype  strings\n"
             "tensors, bytes       of the weights\n"
             "copied               of the tensors, from --source as they are stored",
     .examples = "kvfold export books-mla books-deepseek --format deepseek-v3 --dtype bf16\n"
-                "kvfold export books-mla books.gguf --dtype f16",
+                "kvfold export books-mla books.gguf --dtype f16\n"
+                "kvfold export smollm2-mla smollm2.gguf --dtype q8_0 --source SmolLM2-135M.Q4_1.gguf",
 };
