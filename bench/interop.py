@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do stock engines compute what kvfold computes? Converts MODEL, exports it, and has the engines run it, unpatched.
 
-    python3 bench/interop.py [MODEL ...] [--all] [--methods x-ecomla,fold] [--markdown OUT] [--kvfold BINARY]
+    python3 bench/interop.py [MODEL ...] [--all | --engines llama.cpp,mlx-lm] [--methods x-ecomla,fold] [--markdown OUT] [--kvfold BINARY]
 
 MODEL defaults to examples/books-7m. llama.cpp (xllamacpp) and mlx-lm come from the package index into a virtual environment under
 ${XDG_CACHE_HOME:-~/.cache}/kvfold; --all adds Transformers and vLLM, which bring several GB of PyTorch.
@@ -283,7 +283,7 @@ def check_llama(case, python):
 
 
 def check_directory(case, python, run, name, padded=False):
-    for dtype, pad in [("f32", 256), ("f32", 512), ("bf16", 256)] if padded else [("f32", 0), ("bf16", 0)]:
+    for dtype, pad in [("f32", 512), ("bf16", 512)] if padded else [("f32", 0), ("bf16", 0)]:
         path = case.export("--format", "deepseek-v3", "--dtype", dtype, "--pad", pad)
         reference = case.path if dtype == "f32" else path
         answer = engine(python, run, {**case.prompt, "path": str(path), "logits": case.logits(reference, case.prompt["ids"], "prompt")})
@@ -323,7 +323,8 @@ def table(rows):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("models", nargs="*", default=[str(ROOT / "examples/books-7m")])
-    p.add_argument("--all", action="store_true", help="Transformers and vLLM too")
+    p.add_argument("--engines", default="llama.cpp,mlx-lm")
+    p.add_argument("--all", dest="engines", action="store_const", const="llama.cpp,mlx-lm,transformers,vllm")
     p.add_argument("--kvfold", default=str(ROOT / "build/release/bin/kvfold"))
     p.add_argument("--methods", default=",".join(SETTINGS))
     p.add_argument("--calibration", help="text for fold; default: the rest of the example's held-out text")
@@ -335,18 +336,22 @@ def main():
         job = json.loads(o.engine)
         print(json.dumps(globals()[job["run"] + "_run"](job)))
         return 0
+    engines = o.engines.split(",")
     small = install("interop-small", SMALL)
-    torch = install_torch() if o.all else None
+    torch = install_torch() if {"transformers", "vllm"} & set(engines) else None
     o.rows, o.chat = [], []
     for model in o.models:
         for method in o.methods.split(","):
             with tempfile.TemporaryDirectory() as scratch:
                 case = Case(o, model, method, scratch)
-                check_llama(case, small)
-                check_chat(case, small)
-                check_directory(case, small, "mlx", "mlx-lm")
-                if torch:
+                if "llama.cpp" in engines:
+                    check_llama(case, small)
+                    check_chat(case, small)
+                if "mlx-lm" in engines:
+                    check_directory(case, small, "mlx", "mlx-lm")
+                if "transformers" in engines:
                     check_directory(case, torch, "transformers", "Transformers")
+                if "vllm" in engines:
                     check_directory(case, torch, "vllm", "vLLM (CPU)", padded=True)
     if o.markdown:
         Path(o.markdown).write_text(table(o.rows))

@@ -48,7 +48,8 @@ static kf_status check_layer(const char *path, const kf_config *c, int layer, kf
 static bool same_table(const kf_rope *a, const kf_rope *b) {
   return a->type == b->type && a->dim == b->dim && a->theta == b->theta && a->factor == b->factor &&
          a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor && a->beta_fast == b->beta_fast &&
-         a->beta_slow == b->beta_slow && a->original_context == b->original_context;
+         a->beta_slow == b->beta_slow && a->original_context == b->original_context && a->mscale == b->mscale &&
+         a->mscale_all_dim == b->mscale_all_dim && a->attention_factor == b->attention_factor && a->truncate == b->truncate;
 }
 
 static kf_status check_scaling(const char *path, const kf_rope *r, bool gguf, int layer, kf_error *e) {
