@@ -15,6 +15,7 @@ BAD; 77: the engines cannot be installed.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,8 @@ def llama_server(job):
     p.cache_ram_mib = 0
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = job["threads"]
     p.cache_type_k = p.cache_type_v = getattr(xllamacpp.ggml_type, "GGML_TYPE_" + job["cache"].upper())
+    if "ramp" in job:
+        p.yarn_beta_fast, p.yarn_beta_slow = job["ramp"]
     if not job["flash"]:
         p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.__version__, xllamacpp.Server(p)
@@ -292,6 +295,30 @@ def check_directory(case, python, run, name, padded=False):
         finish(case, python, row, answer, reference)
 
 
+# Scalings of a model's RoPE that a GGUF expresses, and the ends of YaRN's ramp that llama.cpp is given.
+SCALINGS = [({"rope_type": "linear", "factor": 2.0}, None),
+            ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}, (4, 1))]
+
+
+def check_scaled(o, model, python):
+    """The model as if it had been trained with a scaling. llama3's becomes YaRN, and the reference is kvfold with that: the directory."""
+    for scaling, ramp in SCALINGS:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / f"{Path(model).name}, {scaling['rope_type']} RoPE"
+            shutil.copytree(model, source)
+            config = json.loads((source / "config.json").read_text())
+            (source / "config.json").write_text(json.dumps({**config, "rope_scaling": scaling}))
+            case = Case(o, source, "x-ecomla", scratch)
+            reference = case.export("--format", "deepseek-v3", "--dtype", "f32") if ramp else case.path
+            row = {"engine": "llama.cpp (xllamacpp)", "file": "gguf f32, cache f32, no flash attention", "measure": ABSOLUTE, "limit": 1e-3}
+            job = {**case.prompt, "path": str(case.export("--format", "gguf", "--dtype", "f32")), "cache": "f32", "flash": False}
+            finish(case, python, row, engine(python, "llama", {**job, **({"ramp": ramp} if ramp else {})}), reference)
+            if ramp:
+                job = {**case.prompt, "path": str(reference), "logits": case.logits(reference, case.prompt["ids"], "prompt")}
+                row = {"engine": "mlx-lm", "file": "directory f32", "measure": RELATIVE, "limit": 1e-4}
+                finish(case, python, row, engine(python, "mlx", job), reference)
+
+
 def check_chat(case, python):
     """The same question through the file's own chat template; for models that have one."""
     messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -353,6 +380,8 @@ def main():
                     check_directory(case, torch, "transformers", "Transformers")
                 if "vllm" in engines:
                     check_directory(case, torch, "vllm", "vLLM (CPU)", padded=True)
+    if Path(o.models[0]).is_dir() and "llama.cpp" in engines:
+        check_scaled(o, o.models[0], small)
     if o.markdown:
         Path(o.markdown).write_text(table(o.rows))
     return 0 if all(row["ok"] for row in o.rows) and all(o.chat) else 1

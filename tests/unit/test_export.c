@@ -329,22 +329,8 @@ static void test_rope_scaling(void **state) {
 
 /* ------------------------------------------------------------------------------------------------ source */
 
-/* A GGUF "llama" with the example's embedding in Q8_0 and one MLP matrix, as a source might store them. */
-static void write_source(const char *name, bool right) {
+static void put_source_keys(kf_gguf_writer *w) {
   kf_error e = {0};
-  kf_source *hf;
-  kf_gguf_writer *w;
-  static const struct {
-    const char *hf, *gguf;
-  } tensors[] = {{"model.embed_tokens.weight", "token_embd.weight"}, {"model.norm.weight", "output_norm.weight"},
-                 {"input_layernorm.weight", "attn_norm.weight"},     {"self_attn.q_proj.weight", "attn_q.weight"},
-                 {"self_attn.k_proj.weight", "attn_k.weight"},       {"self_attn.v_proj.weight", "attn_v.weight"},
-                 {"self_attn.o_proj.weight", "attn_output.weight"},  {"post_attention_layernorm.weight", "ffn_norm.weight"},
-                 {"mlp.gate_proj.weight", "ffn_gate.weight"},        {"mlp.up_proj.weight", "ffn_up.weight"},
-                 {"mlp.down_proj.weight", "ffn_down.weight"}};
-  enum { TENSORS = sizeof tensors / sizeof *tensors };
-  assert_int_equal(kf_source_open(books, &hf, &e), KF_OK);
-  assert_int_equal(kf_gguf_create(in_scratch(name), &w, &e), KF_OK);
   static const struct {
     const char *key;
     uint32_t value;
@@ -355,24 +341,47 @@ static void write_source(const char *name, bool right) {
   for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) kf_gguf_put_u32(w, keys[i].key, keys[i].value, &e);
   kf_gguf_put_f32(w, "llama.rope.freq_base", 10000, &e);
   kf_gguf_put_f32(w, "llama.attention.layer_norm_rms_epsilon", 1e-5f, &e);
-  assert_int_equal(kf_export_tokenizer(books, 4096, NULL, w, &e), KF_OK);
-  for (int pass = 0; pass < 2; pass++)
-    for (int layer = -1; layer < 8; layer++)
-      for (int t = layer < 0 ? 0 : 2; t < (layer < 0 ? 2 : TENSORS); t++) {
+  if (kf_export_tokenizer(books, 4096, NULL, w, &e) != KF_OK) fail_msg("%s", e.message);
+}
+
+/* Declares a tensor of the example, or writes its numbers plus `shift`: matrices in Q8_0. */
+static void put_source_tensor(kf_gguf_writer *w, const kf_view *v, const char *name, bool declare, float shift) {
+  kf_error e = {0};
+  int64_t count;
+  assert_non_null(v);
+  if (declare) {
+    if (kf_gguf_declare(w, name, v->dims == 1 ? KF_F32 : KF_Q8_0, v->dims, v->shape, &e) != KF_OK) fail_msg("%s", e.message);
+    return;
+  }
+  float *data = numbers(v, &count);
+  for (int64_t i = 0; i < count; i++) data[i] += shift;
+  if (kf_gguf_add(w, data, &e) != KF_OK) fail_msg("%s", e.message);
+  free(data);
+}
+
+/* The example as a quantised GGUF of architecture llama (its q and k rows in an order that does not matter here). */
+static void write_source(const char *name, float shift) {
+  kf_error e = {0};
+  kf_source *hf;
+  kf_gguf_writer *w;
+  static const char *const tensors[][2] = {
+      {"input_layernorm", "attn_norm"}, {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
+      {"self_attn.v_proj", "attn_v"},   {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
+      {"mlp.gate_proj", "ffn_gate"},    {"mlp.up_proj", "ffn_up"},           {"mlp.down_proj", "ffn_down"}};
+  assert_int_equal(kf_source_open(books, &hf, &e), KF_OK);
+  assert_int_equal(kf_gguf_create(in_scratch(name), &w, &e), KF_OK);
+  put_source_keys(w);
+  for (int declare = 1; declare >= 0; declare--) {
+    put_source_tensor(w, kf_source_find(hf, "model.embed_tokens.weight"), "token_embd.weight", declare, shift);
+    put_source_tensor(w, kf_source_find(hf, "model.norm.weight"), "output_norm.weight", declare, shift);
+    for (int layer = 0; layer < 8; layer++)
+      for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++) {
         char from[128], to[128];
-        snprintf(from, sizeof from, layer < 0 ? "%.0d%s" : "model.layers.%d.%s", layer < 0 ? 0 : layer, tensors[t].hf);
-        snprintf(to, sizeof to, layer < 0 ? "%.0d%s" : "blk.%d.%s", layer < 0 ? 0 : layer, tensors[t].gguf);
-        const kf_view *v = kf_source_find(hf, from);
-        assert_non_null(v);
-        kf_dtype type = v->dims == 1 ? KF_F32 : KF_Q8_0;
-        if (pass == 0 && kf_gguf_declare(w, to, type, v->dims, v->shape, &e) != KF_OK) fail_msg("%s", e.message);
-        if (pass == 0) continue;
-        int64_t count;
-        float *data = numbers(v, &count);
-        for (int64_t k = 0; k < count && !right; k++) data[k] += 1;
-        assert_int_equal(kf_gguf_add(w, data, &e), KF_OK);
-        free(data);
+        snprintf(from, sizeof from, "model.layers.%d.%s.weight", layer, tensors[t][0]);
+        snprintf(to, sizeof to, "blk.%d.%s.weight", layer, tensors[t][1]);
+        put_source_tensor(w, kf_source_find(hf, from), to, declare, shift);
       }
+  }
   if (kf_gguf_finish(w, &e) != KF_OK) fail_msg("%s", e.message);
   kf_source_close(hf);
 }
@@ -532,8 +541,8 @@ static void test_source(void **state) {
   (void)state;
   kf_error e = {0};
   kf_export_result r;
-  write_source("source.gguf", true);
-  write_source("other.gguf", false);
+  write_source("source.gguf", 0);
+  write_source("other.gguf", 1);
   for (int i = 0; i < 2; i++) {
     kf_convert_options c = {.method = "x-ecomla", .cache = "50%", .dtype = i ? "bf16" : "f32"};
     kf_export_options o = {.format = "gguf", .dtype = "f16", .source = in_scratch("source.gguf")};
