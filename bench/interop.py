@@ -214,7 +214,8 @@ class Case:
         self.prompt = {"text": text, "ids": ids, "threads": o.threads, "cache": "f16", "flash": True}
 
     def kvfold(self, *arguments, stdin=None):
-        done = subprocess.run([self.o.kvfold, *map(str, arguments), "--json"], capture_output=True, text=True, input=stdin)
+        done = subprocess.run([self.o.kvfold, *map(str, arguments), "--json"], capture_output=True, text=True, input=stdin,
+                              env={"OMP_WAIT_POLICY": "passive", **os.environ})
         if done.returncode:
             sys.exit(f"kvfold {' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return json.loads(done.stdout.splitlines()[-1])
