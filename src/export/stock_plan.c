@@ -29,8 +29,7 @@ static kf_status check_layer(const char *path, const kf_config *c, int layer, kf
   if (a->q_bias || a->q_a_bias || a->kv_a_bias || a->kv_b_bias || a->o_bias || c->layer[layer].mlp_bias)
     return kf_fail(
         e, KF_ERROR_INPUT,
-        "%s: layer %d has biases, which DeepSeek's graph has not in llama.cpp, vLLM and SGLang, and in Transformers not "
-        "where they are; " KVFOLD_CAN,
+        "%s: layer %d has biases, which DeepSeek's graph does not have (Transformers' has some, but not these); " KVFOLD_CAN,
         path, layer);
   if (a->window && a->window < c->context)
     return kf_fail(e, KF_ERROR_INPUT,
