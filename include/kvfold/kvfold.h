@@ -263,20 +263,25 @@ const char *kf_method_help(int index);
 
 typedef struct kf_export_options {
   const char *format; /* "deepseek-v3", "gguf"; NULL: gguf when OUT ends in ".gguf", else deepseek-v3 */
-  const char *dtype;  /* "f32", "bf16", "f16" (gguf only) or NULL: the model's */
+  const char *dtype;  /* "f32", "bf16", "f16" and "q8_0" (both gguf only) or NULL: the model's */
   bool check;         /* only say whether the model can be expressed: nothing is written, OUT may be NULL */
   kf_hooks hooks;
+  int pad;            /* latents, filled up with zeros, beside a RoPE key of 64: 256 or 512 for kernels made for these; 0: none */
+  const char *source; /* gguf only: the GGUF file that was converted; tensors that the conversion left alone are copied as it
+                         stores them, quantised or not. NULL: none */
 } kf_export_options;
 
 typedef struct kf_export_result {
   char format[16], dtype[8];
   int64_t tensors, bytes; /* bytes: of the weights */
+  int64_t copied;         /* of the tensors, from the source as they are stored there */
 } kf_export_result;
 
 /* Writes a model that kvfold converted for engines that know nothing of kvfold: a directory that loads as DeepseekV3ForCausalLM
  * without custom code, or a GGUF file of architecture deepseek2. OUT must not exist; it appears when it is complete. out may be
- * NULL. Errors: OUT exists; a format or dtype that is not known (KF_ERROR_USAGE); a model that DeepSeek's graph cannot express
- * (a RoPE key for each head, a frequency used twice, biases, q/k norms, sliding windows, RoPE scaling, grouped layers). */
+ * NULL. Errors: OUT exists; a format or dtype that is not known, a pad below the model's rank (KF_ERROR_USAGE); a source of another
+ * model; a model that DeepSeek's graph cannot express (a RoPE key for each head, a frequency used twice, biases, q/k norms, sliding
+ * windows, dynamic or longrope scaling, grouped layers). llama3's RoPE scaling becomes YaRN, with a note on what differs. */
 kf_status kf_export(const char *model, const char *out_path, const kf_export_options *o, kf_export_result *out, kf_error *e);
 
 /* ------------------------------------------------------------------------------------------------ comparison, report */

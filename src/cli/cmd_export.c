@@ -7,14 +7,19 @@
 
 typedef struct arguments {
   cli_common common;
-  const char *format, *dtype;
+  const char *format, *dtype, *source;
+  int pad;
 } arguments;
 
 static const cli_option options[] = {
     {"format", "deepseek-v3|gguf", CLI_TEXT, offsetof(arguments, format), 0, 0,
      "a Hugging Face directory or a GGUF file; default: gguf when OUT ends in .gguf, else deepseek-v3"},
-    {"dtype", "f32|bf16|f16", CLI_TEXT, offsetof(arguments, dtype), 0, 0,
-     "of the weights written; default: the model's. f16 in a GGUF only"},
+    {"dtype", "f32|bf16|f16|q8_0", CLI_TEXT, offsetof(arguments, dtype), 0, 0,
+     "of the weights written; default: the model's. f16 and q8_0 in a GGUF only"},
+    {"pad", "N", CLI_INT, offsetof(arguments, pad), 0, 1 << 20,
+     "fill the latents up with zeros to N, and the RoPE key to 64: 256 or 512 for vLLM's kernels; default 0: neither"},
+    {"source", "MODEL.gguf", CLI_TEXT, offsetof(arguments, source), 0, 0,
+     "the GGUF that DIR was converted from: what the conversion left alone is copied as it is stored there; in a GGUF only"},
     CLI_JSON_OPTION,
     CLI_END_OPTION,
 };
@@ -31,6 +36,7 @@ static int print(const char *path, bool json, const kf_export_result *r) {
   cli_set_text(o, "dtype", r->dtype, strlen(r->dtype));
   json_object_set_new(o, "tensors", json_integer(r->tensors));
   json_object_set_new(o, "bytes", json_integer(r->bytes));
+  json_object_set_new(o, "copied", json_integer(r->copied));
   return cli_print_json(o);
 }
 
@@ -39,7 +45,8 @@ static int run(void *p) {
   kf_error e = {0};
   kf_export_result r = {0};
   cli_reporter reporter;
-  kf_export_options o = {.format = a->format, .dtype = a->dtype, .hooks = cli_hooks(&reporter)};
+  kf_export_options o = {
+      .format = a->format, .dtype = a->dtype, .pad = a->pad, .source = a->source, .hooks = cli_hooks(&reporter)};
   kf_status s = kf_export(a->common.operand[0], a->common.operand[1], &o, &r, &e);
   cli_report_end(&reporter, s == KF_OK);
   return s == KF_OK ? print(a->common.operand[1], a->common.json, &r) : cli_fail(&e);
@@ -54,17 +61,16 @@ const cli_command cli_export = {
     .options = options,
     .bytes = sizeof(arguments),
     .run = run,
-    .description = "Writes DIR, a model that kvfold converted, as a directory that loads as DeepseekV3ForCausalLM without custom "
-                   "code, or as "
-                   "a GGUF file of architecture deepseek2. DeepSeek's norm of the latents is neutralised by scaling, so that the "
-                   "outputs are the "
-                   "model's own. OUT must not exist. A model can be exported when all its layers share one RoPE key (x-ecomla, "
-                   "and fold where no "
-                   "frequency is used twice) and it has no biases, q/k norms, sliding windows or RoPE scaling; anything else is "
-                   "refused with "
-                   "the reason.",
+    .description =
+        "Writes DIR, a model that kvfold converted, as a directory that loads as DeepseekV3ForCausalLM without custom "
+        "code, or as a GGUF file of architecture deepseek2. DeepSeek's norm of the latents is neutralised by scaling, so "
+        "that the outputs are the model's own. OUT must not exist. A model can be exported when all its layers share one "
+        "RoPE key (x-ecomla, and fold where no frequency is used twice) and it has no biases, q/k norms or sliding "
+        "windows; anything else is refused with the reason.",
     .keys = "path, format, dtype  strings\n"
-            "tensors, bytes       of the weights",
+            "tensors, bytes       of the weights\n"
+            "copied               of the tensors, from --source as they are stored",
     .examples = "kvfold export books-mla books-deepseek --format deepseek-v3 --dtype bf16\n"
-                "kvfold export books-mla books.gguf --dtype f16",
+                "kvfold export books-mla books.gguf --dtype f16\n"
+                "kvfold export smollm2-mla smollm2.gguf --dtype q8_0 --source SmolLM2-135M.Q4_1.gguf",
 };

@@ -24,7 +24,7 @@ static kf_status write_tensor(void *user, const kf_stock_tensor *t, kf_error *e)
   float *data;
   if (t->layer + 1 != w->unit) KF_TRY(kf_output_end_unit(w->output, NULL, e)); /* where a shard may end */
   w->unit = t->layer + 1;
-  KF_TRY(kf_export_count(w->j, &w->stock, t, e));
+  KF_TRY(kf_export_count(w->j, t, w->j->dtype, e));
   KF_TRY(kf_stock_read(&w->stock, t, &data, e));
   kf_status s = kf_output_add(w->output, t->name, t->dims, t->shape, data, e);
   free(data);
@@ -47,6 +47,15 @@ static json_t *token_ids(const int32_t *ids, int count) {
   return list;
 }
 
+/* Loaders differ in the key that names the type, and in whether attention_factor or mscale is what they look at. */
+static json_t *rope_scaling(const kf_rope *r) {
+  if (r->type == KF_ROPE_DEFAULT) return json_null();
+  return json_pack("{s:s, s:s, s:f, s:I, s:f, s:f, s:i, s:i, s:f}", "type", kf_rope_type_name(r->type), "rope_type",
+                   kf_rope_type_name(r->type), "factor", r->factor, "original_max_position_embeddings",
+                   (json_int_t)r->original_context, "beta_fast", r->beta_fast, "beta_slow", r->beta_slow, "mscale", 0,
+                   "mscale_all_dim", 0, "attention_factor", 1.0);
+}
+
 /* Every layer is dense; the keys of experts are there because loaders ask for them. */
 static json_t *describe(const kf_stock *s, kf_dtype dtype) {
   const kf_config *c = s->config;
@@ -55,10 +64,10 @@ static json_t *describe(const kf_stock *s, kf_dtype dtype) {
                         "model_type", "deepseek_v3", "hidden_act", "silu", "hidden_size", c->hidden, "intermediate_size", inner,
                         "num_hidden_layers", c->layers, "num_attention_heads", c->heads, "num_key_value_heads", c->heads,
                         "vocab_size", c->vocabulary, "max_position_embeddings", (json_int_t)c->context);
-  json_t *attention = json_pack("{s:n, s:i, s:i, s:i, s:i, s:i, s:b, s:b, s:f, s:n, s:f, s:b}", "q_lora_rank", "kv_lora_rank",
-                                s->rank, "qk_nope_head_dim", s->nope, "qk_rope_head_dim", s->rope, "v_head_dim", s->v, "head_dim",
-                                s->rope, "attention_bias", 0, "rope_interleave", 1, "rope_theta", s->theta, "rope_scaling",
-                                "rms_norm_eps", s->eps, "tie_word_embeddings", 0);
+  json_t *attention = json_pack("{s:n, s:i, s:i, s:i, s:i, s:i, s:b, s:b, s:f, s:o, s:f, s:b}", "q_lora_rank", "kv_lora_rank",
+                                s->rank, "qk_nope_head_dim", s->nope, "qk_rope_head_dim", s->rope.dim, "v_head_dim", s->v,
+                                "head_dim", s->rope.dim, "attention_bias", 0, "rope_interleave", 1, "rope_theta", s->rope.theta,
+                                "rope_scaling", rope_scaling(&s->rope), "rms_norm_eps", s->eps, "tie_word_embeddings", 0);
   json_t *experts = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:s, s:s, s:b}", "first_k_dense_replace", c->layers,
                               "n_routed_experts", 1, "n_shared_experts", 1, "num_experts_per_tok", 1, "n_group", 1, "topk_group",
                               1, "moe_intermediate_size", inner, "moe_layer_freq", 1, "routed_scaling_factor", 1.0,
@@ -122,12 +131,8 @@ static kf_status write_all(writer *w, kf_error *e) {
 kf_status kf_export_deepseek(kf_export_job *j, kf_error *e) {
   writer w = {.j = j};
   struct timespec now;
-  if (j->dtype == KF_F16)
-    return kf_fail(
-        e, KF_ERROR_INPUT,
-        "the neutralised norm of the latents leaves the range of f16 in a DeepSeek-V3 directory: write bf16 or f32, or f16 "
-        "as --format gguf");
-  KF_TRY(kf_stock_plan(j->path, &j->config, &j->weights, false, EPS, j->dtype, &w.stock, e));
+  const kf_stock_target target = {.eps = EPS, .pad = j->pad, .hooks = j->hooks};
+  KF_TRY(kf_stock_plan(j->path, &j->config, &j->weights, &target, &w.stock, e));
   if (j->check) return KF_OK;
   clock_gettime(CLOCK_REALTIME, &now);
   /* an export is quick and never resumed: the time makes its fingerprint that of no other */

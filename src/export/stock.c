@@ -7,111 +7,8 @@
 
 #include "linalg/linalg.h"
 
-/* A token's latents may be several times as large as their expected size: 2^12 keeps the norm out of sight even then. In f16 the
- * latent rows of kv_a would leave the range; there 2^9 must do, and q and kv_a are brought up by a gain. A larger one would push the
- * activations, which products with f16 weights turn to f16 too, out of the range instead. */
-static const double MARGIN = 4096, F16_MARGIN = 512, F16_GAIN = 1024;
-
-/* ------------------------------------------------------------------------------------------------ what can be expressed */
-
-#define KVFOLD_CAN "kvfold runs the model as it is (kvfold generate)"
-
-static kf_status check_layer(const char *path, const kf_config *c, int layer, kf_error *e) {
-  const kf_attention_config *a = &c->layer[layer].attention;
-  if (a->kind != KF_LATENT)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d keeps grouped attention, and DeepSeek's graph has latents in every layer; convert all layers, "
-                   "or " KVFOLD_CAN,
-                   path, layer);
-  if (a->rope_heads != 1)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d has a RoPE key for each head (%s), and DeepSeek's graph shares one; convert with x-ecomla or "
-                   "fold, or " KVFOLD_CAN,
-                   path, layer, c->method);
-  if (a->qk_norm)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d normalises the heads of queries and keys, which DeepSeek's graph does not; " KVFOLD_CAN, path,
-                   layer);
-  if (a->q_bias || a->q_a_bias || a->kv_a_bias || a->kv_b_bias || a->o_bias || c->layer[layer].mlp_bias)
-    return kf_fail(e, KF_ERROR_INPUT, "%s: layer %d has biases, which DeepSeek's graph does not; " KVFOLD_CAN, path, layer);
-  if (a->window && a->window < c->context)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d sees a sliding window of %lld tokens, which DeepSeek's graph does not have; " KVFOLD_CAN, path,
-                   layer, (long long)a->window);
-  if (a->q_a_norm)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d normalises a low-rank query, which is not exported; convert with q_rank=full, or " KVFOLD_CAN,
-                   path, layer);
-  if (a->rope_pairs[0] && a->rope.type != KF_ROPE_DEFAULT)
-    return kf_fail(
-        e, KF_ERROR_INPUT,
-        "%s: layer %d has RoPE scaling of type '%s', which stock engines do not apply alike in DeepSeek's graph; " KVFOLD_CAN,
-        path, layer, kf_rope_type_name(a->rope.type));
-  return KF_OK;
-}
-
-static int common_divisor(int a, int b) {
-  while (b) {
-    int rest = a % b;
-    a = b;
-    b = rest;
-  }
-  return a;
-}
-
-/* One layer's pairs against the table of those before it; *first is the first layer that rotates, -1: none yet. */
-static kf_status join_table(const char *path, const kf_config *c, int layer, int *first, kf_stock *s, kf_error *e) {
-  const kf_attention_config *a = &c->layer[layer].attention;
-  if (!a->rope_pairs[0]) return KF_OK;
-  if (*first < 0) {
-    *first = layer;
-    s->theta = a->rope.theta;
-    s->stride = a->rope.dim / 2;
-  }
-  const kf_rope *table = &c->layer[*first].attention.rope;
-  if (a->rope.dim != table->dim || a->rope.theta != table->theta)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layers %d and %d rotate by different tables of frequencies, and DeepSeek's graph has one; " KVFOLD_CAN,
-                   path, *first, layer);
-  for (int i = 0; i < a->rope_pairs[0]; i++) {
-    s->stride = common_divisor(s->stride, a->rope_index[i]);
-    for (int k = 0; k < i; k++)
-      if (a->rope_index[k] == a->rope_index[i])
-        return kf_fail(
-            e, KF_ERROR_INPUT,
-            "%s: layer %d rotates two pairs by the same frequency (pair %d of the source), and DeepSeek's graph has each once; "
-            "convert with x-ecomla or with fewer rope_pairs, or " KVFOLD_CAN,
-            path, layer, (int)a->rope_index[i]);
-  }
-  return KF_OK;
-}
-
-kf_status kf_stock_plan(const char *path, const kf_config *c, const kf_weights *w, bool gguf, double eps, kf_dtype dtype,
-                        kf_stock *out, kf_error *e) {
-  kf_stock s = {.config = c, .weights = w, .gguf = gguf, .stride = 1, .theta = 10000, .eps = eps != 0 ? eps : (double)c->eps};
-  s.margin = dtype == KF_F16 ? F16_MARGIN : MARGIN;
-  s.gain = dtype == KF_F16 ? F16_GAIN : 1;
-  int first = -1, slots = 1;
-  if (!*c->method) return kf_fail(e, KF_ERROR_INPUT, "%s is not a model that kvfold converted (kvfold convert makes one)", path);
-  s.head = !gguf || !c->tied;
-  s.stream = sqrt(s.eps / (double)c->eps);
-  s.v = c->layer[0].attention.d_v;
-  for (int i = 0; i < c->layers; i++) {
-    const kf_attention_config *a = &c->layer[i].attention;
-    KF_TRY(check_layer(path, c, i, e));
-    KF_TRY(join_table(path, c, i, &first, &s, e));
-    if (a->d_v != s.v || c->layer[i].intermediate != c->layer[0].intermediate)
-      return kf_fail(e, KF_ERROR_INPUT,
-                     "%s: layers 0 and %d have different widths, and DeepSeek's graph has one for all; " KVFOLD_CAN, path, i);
-    if (a->rank > s.rank) s.rank = a->rank;
-    if (kf_attention_nope(a, 0) > s.nope) s.nope = kf_attention_nope(a, 0);
-  }
-  if (first >= 0) slots = c->layer[first].attention.rope.dim / 2 / s.stride;
-  s.rope = 2 * slots;
-  if (s.nope == 0) s.nope = 1; /* no engine takes none: a row of zeros */
-  *out = s;
-  return KF_OK;
-}
+/* w over the expected size of a layer's latents: a token's may be several times as large, and the norm is out of sight even then. */
+static const double MARGIN = 4096;
 
 /* ------------------------------------------------------------------------------------------------ the list */
 
@@ -157,8 +54,8 @@ static void shape(const kf_stock *s, kf_stock_tensor *t) {
   case KF_STOCK_NORM:
   case KF_STOCK_INPUT_NORM:
   case KF_STOCK_POST_NORM: set_shape(t, 1, d, 1, 1); break;
-  case KF_STOCK_Q: set_shape(t, 2, h * (s->nope + s->rope), d, 1); break;
-  case KF_STOCK_KV_A: set_shape(t, 2, s->rank + s->rope, d, 1); break;
+  case KF_STOCK_Q: set_shape(t, 2, h * (s->nope + s->rope.dim), d, 1); break;
+  case KF_STOCK_KV_A: set_shape(t, 2, s->rank + s->rope.dim, d, 1); break;
   case KF_STOCK_KV_A_NORM: set_shape(t, 1, s->rank, 1, 1); break;
   case KF_STOCK_KV_B: set_shape(t, 2, h * (s->nope + s->v), s->rank, 1); break;
   case KF_STOCK_K_B: set_shape(t, 3, h, s->rank, s->nope); break;
@@ -213,7 +110,7 @@ static void scale_row(const float *from, double by, int64_t n, float *to) {
 /* Rope rows from half-split (pair i: i and i + pairs) to the table's slots, interleaved (slot j: 2 j and 2 j + 1). */
 static void place_rope(const view *v, const float *from, double by, float *to) {
   for (int i = 0; i < v->pairs; i++) {
-    int64_t slot = v->a->rope_index[i] / v->s->stride;
+    int64_t slot = v->a->rope_index[i] / v->s->stride * v->s->spread;
     scale_row(from + i * v->hidden, by, v->hidden, to + 2 * slot * v->hidden);
     scale_row(from + (i + v->pairs) * v->hidden, by, v->hidden, to + (2 * slot + 1) * v->hidden);
   }
@@ -239,17 +136,17 @@ static kf_status read_query(const view *v, float **out, kf_error *e) {
   return s;
 }
 
-/* to: zeroed [heads (nope + rope), hidden]. The graph's scale is (nope + rope)^-1/2; the rest goes into the query. */
+/* to: zeroed [heads (nope + rope), hidden]. What the graph does not scale goes into the query. */
 static kf_status make_q(const view *v, float *to, kf_error *e) {
   const kf_stock *s = v->s;
   float *q;
-  double by = (double)v->a->scale * sqrt(s->nope + s->rope) * s->gain;
+  double by = (double)v->a->scale * sqrt(s->nope + s->rope.dim) / s->score_gain;
   KF_TRY(read_query(v, &q, e));
   for (int64_t h = 0; h < v->a->heads; h++) {
     const float *from = q + h * v->a->d_qk * v->hidden;
-    float *head = to + h * (s->nope + s->rope) * v->hidden;
+    float *head = to + h * (s->nope + s->rope.dim) * v->hidden;
     scale_row(from, by, v->nope * v->hidden, head);
-    place_rope(v, from + v->nope * v->hidden, by, head + s->nope * v->hidden);
+    place_rope(v, from + v->nope * v->hidden, by * s->rope_gain, head + s->nope * v->hidden);
   }
   free(q);
   return KF_OK;
@@ -264,7 +161,7 @@ static kf_status neutral_weight(const view *v, const float *kv_a, double *out, k
   for (int64_t l = 0; l < v->a->rank; l++)
     for (int64_t i = 0; i < v->hidden; i++) sum += pow((double)kv_a[l * v->hidden + i] * (double)g[i], 2);
   free(g);
-  *out = v->s->margin * (sum > 0 ? exp2(round(0.5 * log2(sum / v->s->rank))) : 1);
+  *out = MARGIN * (sum > 0 ? exp2(round(0.5 * log2(sum / v->s->rank))) : 1);
   return KF_OK;
 }
 
@@ -283,8 +180,8 @@ static kf_status make_kv_a(const view *v, float *to, kf_error *e) {
   kf_status status = v->a->kv_a_norm ? KF_OK : neutral_weight(v, kv_a, &weight, e);
   double by = v->a->kv_a_norm ? sqrt(s->eps / (double)v->a->latent_eps * s->rank / v->a->rank) : sqrt(s->eps) / weight;
   if (status == KF_OK) {
-    scale_row(kv_a, by * s->gain, v->a->rank * v->hidden, to);
-    place_rope(v, kv_a + v->a->rank * v->hidden, s->gain, to + s->rank * v->hidden);
+    scale_row(kv_a, by, v->a->rank * v->hidden, to);
+    place_rope(v, kv_a + v->a->rank * v->hidden, 1, to + s->rank * v->hidden);
   }
   free(kv_a);
   return status;
@@ -356,14 +253,24 @@ static const char *source_name(const kf_stock *s, const kf_stock_tensor *t, char
       snprintf(name, 96, "%s", rows[i].hf);
   }
   bool writes = t->kind == KF_STOCK_EMBEDDING || t->kind == KF_STOCK_O || t->kind == KF_STOCK_DOWN; /* to the residual stream */
-  *by = writes ? s->stream : t->kind == KF_STOCK_INPUT_NORM ? 1 / s->gain : 1;
+  *by = writes ? s->stream : 1;
   return t->kind == KF_STOCK_HEAD && s->config->tied ? "model.embed_tokens.weight" : name;
+}
+
+static bool is_made(const kf_stock_tensor *t) {
+  return t->kind >= KF_STOCK_Q && t->kind <= KF_STOCK_V_B;
+}
+
+const char *kf_stock_unchanged(const kf_stock *s, const kf_stock_tensor *t, char name[96]) {
+  double by;
+  const char *found = source_name(s, t, name, &by);
+  return is_made(t) || by != 1 ? NULL : found;
 }
 
 kf_status kf_stock_read(const kf_stock *s, const kf_stock_tensor *t, float **out, kf_error *e) {
   char room[96];
-  double by = 1;
-  if (t->kind >= KF_STOCK_Q && t->kind <= KF_STOCK_V_B) return make_attention(s, t, out, e);
+  double by;
+  if (is_made(t)) return make_attention(s, t, out, e);
   const char *name = source_name(s, t, room, &by);
   KF_TRY(kf_weights_read(s->weights, name, t->shape[0], t->shape[1], out, e));
   if (by != 1) scale_row(*out, by, t->shape[0] * t->shape[1], *out);

@@ -28,22 +28,28 @@ typedef enum kf_stock_kind {
 typedef struct kf_stock {
   const kf_config *config;
   const kf_weights *weights;
-  bool gguf;         /* names and tensors of a GGUF, else of Hugging Face */
-  bool head;         /* the head is a tensor of its own */
-  int nope, rope, v; /* widths of every head */
-  int rank;          /* the largest of the layers; the others are filled up with zeros */
-  int stride;        /* slot of the rotation's table = pair of the source's / stride */
-  double theta;
-  double eps;    /* of every norm in the target */
-  double stream; /* the residual stream is scaled by this, sqrt(eps / the source's): all norms give what they gave */
-  double margin; /* w over the size of the layer's latents */
-  double gain;   /* q and kv_a are scaled by this and the input norm by its inverse */
+  bool gguf;          /* names and tensors of a GGUF, else of Hugging Face */
+  bool head;          /* the head is a tensor of its own */
+  int nope, v;        /* widths of every head */
+  int rank;           /* the largest of the layers or the padded one; what is missing is filled up with zeros */
+  kf_rope rope;       /* the target's table, over as many numbers as the rope key has */
+  int stride, spread; /* slot of that table = pair of the source's / stride * spread */
+  double score_gain;  /* of scores in the target, besides (nope + rope)^-1/2 */
+  double rope_gain;   /* the scaling's factor on cosine and sine, squared: the target's has none */
+  double eps;         /* of every norm in the target */
+  double stream;      /* the residual stream is scaled by this, sqrt(eps / the source's): all norms give what they gave */
 } kf_stock;
 
-/* eps 0: the source's. dtype: of the weights, which decides margin and gain. Errors: what the graph cannot express, and which
- * target can. */
-kf_status kf_stock_plan(const char *path, const kf_config *c, const kf_weights *w, bool gguf, double eps, kf_dtype dtype,
-                        kf_stock *out, kf_error *e);
+typedef struct kf_stock_target {
+  bool gguf;
+  double eps; /* 0: the source's */
+  int pad;    /* latents, with a rope key of 64; 0: as narrow as the model is */
+  const kf_hooks *hooks;
+} kf_stock_target;
+
+/* Errors: what the graph cannot express, and which target can. */
+kf_status kf_stock_plan(const char *path, const kf_config *c, const kf_weights *w, const kf_stock_target *t, kf_stock *out,
+                        kf_error *e);
 
 typedef struct kf_stock_tensor {
   kf_stock_kind kind;
@@ -56,6 +62,8 @@ typedef struct kf_stock_tensor {
 /* Visits every tensor of the target, in its order. */
 typedef kf_status (*kf_stock_visit)(void *user, const kf_stock_tensor *t, kf_error *e);
 kf_status kf_stock_each(const kf_stock *s, kf_stock_visit visit, void *user, kf_error *e);
+/* The converted model's name of a tensor that is in the target as it is; NULL: it is made, or scaled. */
+const char *kf_stock_unchanged(const kf_stock *s, const kf_stock_tensor *t, char name[96]);
 /* Its numbers, freed with free(). */
 kf_status kf_stock_read(const kf_stock *s, const kf_stock_tensor *t, float **out, kf_error *e);
 

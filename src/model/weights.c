@@ -80,6 +80,10 @@ bool kf_weights_has(const kf_weights *w, const char *name) {
   return find(w, name) != NULL;
 }
 
+const kf_view *kf_weights_view(const kf_weights *w, const char *name) {
+  return permuted_heads(w, name) ? NULL : find(w, name);
+}
+
 static kf_status check_shape(const kf_weights *w, const char *name, const kf_view *v, int64_t rows, int64_t columns,
                              kf_error *e) {
   if (!v) return kf_fail(e, KF_ERROR_INPUT, "%s: tensor %s is missing", kf_source_path(w->source), name);

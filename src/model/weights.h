@@ -15,6 +15,8 @@ void kf_weights_close(kf_weights *w);
 /* name: "model.embed_tokens.weight", "model.layers.3.self_attn.q_proj.weight", ... A GGUF's names are translated and the
  * rows of its llama q and k un-permuted, so that what comes back is what Hugging Face holds. */
 bool kf_weights_has(const kf_weights *w, const char *name);
+/* The tensor as it is stored; NULL: it is not there, or its rows stand in another order. */
+const kf_view *kf_weights_view(const kf_weights *w, const char *name);
 /* All of a tensor as f32 [rows, columns] (columns 1 for a vector), freed with free(). Errors: missing, other shape. */
 kf_status kf_weights_read(const kf_weights *w, const char *name, int64_t rows, int64_t columns, float **out, kf_error *e);
 /* The same with a printf-style name; the usual call. */

@@ -1,5 +1,6 @@
 #include "tensor/dtype.h"
 
+#include <math.h>
 #include <string.h>
 #include <strings.h>
 
@@ -111,4 +112,13 @@ void kf_from_f32(kf_dtype t, const float *from, void *to, size_t n) {
       uint16_t h = kf_f32_to_bf16(from[i]);
       memcpy(p + 2 * i, &h, 2);
     }
+  if (t == KF_Q8_0) kf_quantise_q8_0(from, p, n);
+}
+
+const float *kf_beyond(kf_dtype t, const float *from, size_t n) {
+  for (size_t i = 0; t == KF_F16 && i < n; i++)
+    if (fabsf(from[i]) >= 65520 && isfinite(from[i])) return from + i;
+  for (size_t i = 0; t == KF_Q8_0 && i < n; i++)
+    if (!(fabsf(from[i]) <= 127 * 65504.0f)) return from + i;
+  return NULL;
 }

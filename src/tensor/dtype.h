@@ -22,8 +22,10 @@ bool kf_dtype_bytes(kf_dtype t, int64_t count, size_t *out);
 
 /* n: a multiple of the block. Any floating type. */
 void kf_to_f32(kf_dtype t, const void *from, float *to, size_t n);
-/* F32, F16 or BF16 only; round to nearest even, NaN kept. */
+/* F32, F16 and BF16: to nearest even, NaN kept; Q8_0: whole blocks of numbers that it can hold. */
 void kf_from_f32(kf_dtype t, const float *from, void *to, size_t n);
+/* The first of n numbers that becomes infinite in the type, or that Q8_0 cannot hold; NULL: none. */
+const float *kf_beyond(kf_dtype t, const float *from, size_t n);
 
 static inline float kf_bf16_to_f32(uint16_t h) {
   union {

@@ -54,6 +54,15 @@ static const struct {
 };
 enum { GGML_TYPES = sizeof ggml_types / sizeof *ggml_types };
 
+bool kf_gguf_code(kf_dtype t, uint32_t *out) {
+  for (uint32_t i = 0; i < GGML_TYPES; i++)
+    if (ggml_types[i].dtype == (int)t) {
+      *out = i;
+      return true;
+    }
+  return false;
+}
+
 /* ------------------------------------------------------------------------------------------------ reading */
 
 static kf_status take(cursor *c, size_t bytes, const uint8_t **out) {

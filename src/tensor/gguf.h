@@ -29,6 +29,9 @@ const char *kf_gguf_array_string(const kf_gguf *g, const char *key, int64_t i, s
 bool kf_gguf_array_real(const kf_gguf *g, const char *key, int64_t i, double *out);
 bool kf_gguf_array_int(const kf_gguf *g, const char *key, int64_t i, int64_t *out);
 
+/* The code of a type in the table of tensors; false: it has none. */
+bool kf_gguf_code(kf_dtype t, uint32_t *out);
+
 /* Streaming writer (version 3). In this order: keys, declarations of all tensors, then their numbers in the order of the
  * declarations. `path` appears (by rename from path.tmp) only when finish succeeds. */
 typedef struct kf_gguf_writer kf_gguf_writer;
@@ -40,10 +43,13 @@ kf_status kf_gguf_put_string(kf_gguf_writer *w, const char *key, const char *val
 kf_status kf_gguf_put_strings(kf_gguf_writer *w, const char *key, const char *const *values, size_t count, kf_error *e);
 kf_status kf_gguf_put_i32s(kf_gguf_writer *w, const char *key, const int32_t *values, size_t count, kf_error *e);
 kf_status kf_gguf_put_f32s(kf_gguf_writer *w, const char *key, const float *values, size_t count, kf_error *e);
-/* shape: row-major, slowest first, as in kf_view. dtype: F32, F16 or BF16. */
+/* shape: row-major, slowest first, as in kf_view. dtype: any floating type of ggml;
+ * blocks lie along the last dimension. */
 kf_status kf_gguf_declare(kf_gguf_writer *w, const char *name, kf_dtype dtype, int dims, const int64_t *shape, kf_error *e);
-/* The next tensor, from f32. Errors: none was declared; a number that f16 cannot hold. */
+/* The next tensor, from f32, declared as F32, F16, BF16 or Q8_0. Errors: none was declared; a number that the type cannot hold. */
 kf_status kf_gguf_add(kf_gguf_writer *w, const float *data, kf_error *e);
+/* The next tensor as v holds it. Errors: it was declared otherwise. */
+kf_status kf_gguf_add_raw(kf_gguf_writer *w, const kf_view *v, kf_error *e);
 kf_status kf_gguf_finish(kf_gguf_writer *w, kf_error *e); /* frees w whatever happens. Errors: a declared tensor was not added */
 void kf_gguf_abandon(kf_gguf_writer *w);                  /* removes path.tmp; NULL allowed */
 

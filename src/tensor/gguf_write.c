@@ -1,5 +1,4 @@
 /* The GGUF writer: keys and tensor table grow in memory, and go to the file with the first tensor. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -113,13 +112,14 @@ static kf_status grow(kf_gguf_writer *w, kf_error *e) {
 
 kf_status kf_gguf_declare(kf_gguf_writer *w, const char *name, kf_dtype dtype, int dims, const int64_t *shape, kf_error *e) {
   declared t = {.dtype = dtype, .count = 1};
-  bool sized = !w->added && dims >= 1 && dims <= KF_MAX_DIMS && dtype <= KF_BF16;
+  uint32_t rank = (uint32_t)dims, code;
+  bool sized = !w->added && dims >= 1 && dims <= KF_MAX_DIMS && kf_gguf_code(dtype, &code);
   for (int i = 0; sized && i < dims; i++) sized = shape[i] > 0 && !__builtin_mul_overflow(t.count, shape[i], &t.count);
+  sized = sized && shape[dims - 1] % kf_dtype_block(dtype) == 0; /* blocks lie along a row */
   if (!sized || !kf_dtype_bytes(dtype, t.count, &t.bytes))
     return kf_fail(e, KF_ERROR_INPUT, "%s: tensor \"%.100s\" has a type or shape that cannot be stored", w->file.path, name);
   KF_TRY(grow(w, e));
   if (!(t.name = kf_arena_string(&w->arena, name, strlen(name), e))) return KF_ERROR_MEMORY;
-  uint32_t rank = (uint32_t)dims, code = dtype == KF_F32 ? 0 : dtype == KF_F16 ? 1 : 30; /* ggml's types */
   KF_TRY(add_text(&w->table, name, e));
   KF_TRY(kf_buffer_add(&w->table, &rank, sizeof rank, e));
   for (int i = dims - 1; i >= 0; i--) KF_TRY(kf_buffer_add(&w->table, &(uint64_t){(uint64_t)shape[i]}, 8, e));
@@ -146,18 +146,37 @@ static kf_status write_header(kf_gguf_writer *w, kf_error *e) {
   return pad(w, 24 + w->keys.bytes + w->table.bytes, e);
 }
 
-kf_status kf_gguf_add(kf_gguf_writer *w, const float *data, kf_error *e) {
+static kf_status next(kf_gguf_writer *w, const declared **out, kf_error *e) {
   if (w->added == w->count) return kf_fail(e, KF_ERROR_INPUT, "%s: more tensors are written than were declared", w->file.path);
   if (w->added == 0) KF_TRY(write_header(w, e));
-  const declared *t = &w->tensor[w->added++];
-  for (int64_t i = 0; t->dtype == KF_F16 && i < t->count; i++)
-    if (fabsf(data[i]) >= 65520 && isfinite(data[i]))
-      return kf_fail(e, KF_ERROR_INPUT, "tensor %s holds %g, which f16 cannot; write bf16 or f32", t->name, (double)data[i]);
+  *out = &w->tensor[w->added++];
+  return KF_OK;
+}
+
+kf_status kf_gguf_add(kf_gguf_writer *w, const float *data, kf_error *e) {
+  const declared *t = NULL;
+  KF_TRY(next(w, &t, e));
+  if (t->dtype > KF_BF16 && t->dtype != KF_Q8_0)
+    return kf_fail(e, KF_ERROR_INPUT, "tensor %s cannot be written as %s, only copied", t->name, kf_dtype_name(t->dtype));
+  const float *beyond = kf_beyond(t->dtype, data, (size_t)t->count);
+  if (beyond)
+    return kf_fail(e, KF_ERROR_INPUT, "tensor %s holds %g, which %s cannot; write bf16 or f32", t->name, (double)*beyond,
+                   kf_dtype_name(t->dtype));
   for (int64_t i = 0; i < t->count; i += CHUNK) {
-    size_t n = (size_t)(t->count - i < CHUNK ? t->count - i : CHUNK);
+    size_t n = (size_t)(t->count - i < CHUNK ? t->count - i : CHUNK), bytes;
     kf_from_f32(t->dtype, data + i, w->chunk, n);
-    KF_TRY(kf_replace_add(&w->file, w->chunk, n * (size_t)kf_dtype_block_bytes(t->dtype), e));
+    kf_dtype_bytes(t->dtype, (int64_t)n, &bytes);
+    KF_TRY(kf_replace_add(&w->file, w->chunk, bytes, e));
   }
+  return pad(w, t->bytes, e);
+}
+
+kf_status kf_gguf_add_raw(kf_gguf_writer *w, const kf_view *v, kf_error *e) {
+  const declared *t = NULL;
+  KF_TRY(next(w, &t, e));
+  if (v->dtype != t->dtype || v->bytes != t->bytes)
+    return kf_fail(e, KF_ERROR_INPUT, "%s: tensor \"%.100s\" is not as it was declared", w->file.path, t->name);
+  KF_TRY(kf_replace_add(&w->file, v->data, v->bytes, e));
   return pad(w, t->bytes, e);
 }
 

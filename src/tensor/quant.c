@@ -1,5 +1,6 @@
 #include "tensor/quant.h"
 
+#include <math.h>
 #include <string.h>
 
 static float half(const uint8_t *p) {
@@ -105,4 +106,15 @@ void kf_dequantise(kf_dtype t, const uint8_t *from, float *to, size_t n) {
   };
   size_t block = (size_t)kf_dtype_block(t), bytes = (size_t)kf_dtype_block_bytes(t);
   for (size_t i = 0; i < n; i += block, from += bytes) one[t](from, to + i);
+}
+
+/* As ggml's reference: d = max |x| / 127, rounded to half; numbers are divided by the unrounded one. */
+void kf_quantise_q8_0(const float *from, uint8_t *to, size_t n) {
+  for (size_t i = 0; i < n; i += 32, from += 32, to += 34) {
+    float most = 0;
+    for (int j = 0; j < 32; j++) most = fmaxf(most, fabsf(from[j]));
+    float d = most / 127, inverse = d != 0 ? 1 / d : 0;
+    kf_from_f32(KF_F16, &d, to, 1);
+    for (int j = 0; j < 32; j++) to[2 + j] = (uint8_t)(int8_t)roundf(from[j] * inverse);
+  }
 }

@@ -6,6 +6,8 @@
 
 /* n: a multiple of the type's block; t: Q4_0 .. Q6_K. */
 void kf_dequantise(kf_dtype t, const uint8_t *from, float *to, size_t n);
+/* n: a multiple of 32; finite numbers of at most 127 x 65504. */
+void kf_quantise_q8_0(const float *from, uint8_t *to, size_t n);
 
 /* IEEE half precision, subnormals, infinities and NaN included; masks instead of branches, so that loops vectorise. */
 static inline float kf_f16_to_f32(uint16_t h) {

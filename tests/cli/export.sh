@@ -15,6 +15,12 @@ is format gguf
 is dtype f32
 is tensors 90
 [ -f "$work/model.gguf" ] || fail "no GGUF file"
+answers "$kvfold" export "$work/model" "$work/small.gguf" --dtype q8_0 --json
+is dtype q8_0
+is copied 0
+answers "$kvfold" export "$work/model" "$work/padded" --pad 512 --json
+answers "$kvfold" info "$work/padded" --json
+is cache_elements_per_token 4608
 
 expect 1 "$kvfold" export "$work/model" "$work/hf"
 says exists
@@ -27,7 +33,13 @@ expect 1 "$kvfold" export "$work/model" "$work/nowhere/no.gguf"
 expect 2 "$kvfold" export "$work/model"
 expect 2 "$kvfold" export "$work/model" "$work/no" --format onnx
 says onnx
-expect 2 "$kvfold" export "$work/model" "$work/no" --dtype q8_0
+expect 2 "$kvfold" export "$work/model" "$work/no" --dtype q2_k
 says q8_0
+expect 2 "$kvfold" export "$work/model" "$work/no" --pad 8
+says "below"
+expect 2 "$kvfold" export "$work/model" "$work/no" --source $books
+says "GGUF file only"
+expect 1 "$kvfold" export "$work/model" "$work/no.gguf" --source $books
+says "not a GGUF file"
 [ ! -e "$work/no" ] && [ ! -e "$work/no.partial" ] || fail "a refused export left something behind"
 finish

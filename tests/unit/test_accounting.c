@@ -65,7 +65,7 @@ static int64_t converted_parameters(const shape *s, const kf_plan *p, int64_t *c
     a.rope_index = index;
     json_array_append_new(layers, kf_layer_record(&a));
   }
-  assert_int_equal(kf_config_record(&c, "mha2mla", recipe, layers, KF_BF16, &json, NULL), KF_OK);
+  assert_int_equal(kf_config_record(&c, "mha2mla", recipe, layers, 0, KF_BF16, &json, NULL), KF_OK);
   json_decref(layers);
   json_decref(recipe);
   parse(json, &converted);

@@ -141,8 +141,41 @@ static void blocks_as_ggml(void **state) {
   kf_safetensors_close(golden);
 }
 
+/* A block of Q8_0: the error is at most half a step, the largest number is its own, and what cannot be held is found. */
+static void q8_0_rounds(void **state) {
+  (void)state;
+  enum { N = 32 * 33 };
+  float x[N], y[N];
+  uint8_t packed[N / 32 * 34];
+  uint32_t seed = 1;
+  for (int i = 0; i < N; i++) {
+    seed = seed * 1664525u + 1013904223u;
+    x[i] = ((float)(seed >> 8) / (1 << 24) - 0.5f) * (float)ldexp(1, i / 32 - 12); /* blocks from 2^-12 to 2^20 */
+  }
+  memset(x, 0, 32 * sizeof *x);
+  kf_from_f32(KF_Q8_0, x, packed, N);
+  kf_to_f32(KF_Q8_0, packed, y, N);
+  for (int b = 0; b < N / 32; b++) {
+    float most = 0;
+    for (int j = 0; j < 32; j++) most = fmaxf(most, fabsf(x[32 * b + j]));
+    float slack = most * 0x1p-11f + 127 * 0x1p-25f; /* of d in half precision */
+    for (int j = 0; j < 32; j++) {
+      float difference = fabsf(x[32 * b + j] - y[32 * b + j]);
+      if (!(difference <= most / 254 + slack))
+        fail_msg("block %d: %g becomes %g", b, (double)x[32 * b + j], (double)y[32 * b + j]);
+    }
+  }
+  float limits[3] = {127 * 65504.0f, INFINITY, NAN};
+  assert_null(kf_beyond(KF_Q8_0, limits, 1));
+  assert_ptr_equal(kf_beyond(KF_Q8_0, limits, 3), limits + 1);
+  assert_ptr_equal(kf_beyond(KF_Q8_0, limits + 2, 1), limits + 2);
+  assert_null(kf_beyond(KF_F16, limits + 1, 2));
+  assert_ptr_equal(kf_beyond(KF_F16, limits, 3), limits);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(q8_0_rounds),
       cmocka_unit_test(names_and_sizes),
       cmocka_unit_test(every_half),
       cmocka_unit_test(halves_round_to_nearest_even),

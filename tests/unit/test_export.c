@@ -244,33 +244,161 @@ static void test_gguf(void **state) {
   kf_gguf_close(g);
 }
 
-/* In f16 the gain is in the input norm, which stays f32; what the layer sees does not change. */
-static void test_f16(void **state) {
+/* Small files: matrices in the type, or f16 where a row is no whole number of blocks; kv_a in f32, below the range of both. */
+static void test_small(void **state) {
   (void)state;
-  convert(books, "source", "x-ecomla", NULL);
+  convert(books, "source", "x-ecomla", (const char *[]){"rope_dim", "8", NULL}); /* 24 nope rows: no block of attn_k_b */
   export("source", "whole.gguf", &file);
-  export("source", "half.gguf", &(kf_export_options){.format = "gguf", .dtype = "f16"});
-  kf_gguf *whole = open_gguf("whole.gguf"), *half = open_gguf("half.gguf");
-  static const char *const tensors[] = {"blk.5.attn_norm.weight", "blk.5.attn_q.weight", "blk.5.attn_kv_a_mqa.weight",
-                                        "blk.5.attn_kv_a_norm.weight"};
-  double gain[4];
-  for (int t = 0; t < 4; t++) {
-    int64_t count;
-    double dot = 0, size = 0, error = 0;
-    assert_int_equal(kf_gguf_find(half, tensors[t])->dtype, t == 1 || t == 2 ? KF_F16 : KF_F32);
-    float *a = numbers(kf_gguf_find(whole, tensors[t]), &count), *b = numbers(kf_gguf_find(half, tensors[t]), &count);
-    if (t == 2) count = gguf_int(whole, "deepseek2.attention.kv_lora_rank") * 256; /* the latent rows */
-    for (int64_t i = 0; i < count; i++) dot += (double)a[i] * (double)b[i], size += (double)a[i] * (double)a[i];
-    gain[t] = dot / size;
-    for (int64_t i = 0; i < count; i++) error += pow((double)b[i] / gain[t] - (double)a[i], 2);
-    if (!(sqrt(error / size) < 1e-3)) fail_msg("%s loses %g in f16", tensors[t], sqrt(error / size));
-    free(a);
-    free(b);
+  for (int i = 0; i < 2; i++) {
+    const kf_export_options o = {.format = "gguf", .dtype = i ? "q8_0" : "f16"};
+    export("source", "small.gguf", &o);
+    kf_gguf *whole = open_gguf("whole.gguf"), *small = open_gguf("small.gguf");
+    static const char *const tensors[] = {"blk.5.attn_q.weight", "blk.5.attn_k_b.weight", "blk.5.attn_kv_a_mqa.weight",
+                                          "blk.5.attn_norm.weight", "token_embd.weight"};
+    const kf_dtype matrix = i ? KF_Q8_0 : KF_F16, expected[] = {matrix, KF_F16, KF_F32, KF_F32, matrix};
+    for (int t = 0; t < 5; t++) {
+      int64_t count;
+      double size = 0, error = 0;
+      assert_int_equal(kf_gguf_find(small, tensors[t])->dtype, expected[t]);
+      float *x = numbers(kf_gguf_find(whole, tensors[t]), &count), *y = numbers(kf_gguf_find(small, tensors[t]), &count);
+      for (int64_t k = 0; k < count; k++) error += pow((double)y[k] - (double)x[k], 2), size += (double)x[k] * (double)x[k];
+      if (!(sqrt(error / size) <= (expected[t] == KF_F32 ? 0 : expected[t] == KF_F16 ? 1e-3 : 1e-2)))
+        fail_msg("%s loses %g in %s", tensors[t], sqrt(error / size), o.dtype);
+      free(x);
+      free(y);
+    }
+    kf_gguf_close(whole);
+    kf_gguf_close(small);
   }
-  assert_true(fabs(gain[0] * gain[1] - 1) < 1e-3);
-  assert_true(fabs(gain[0] * gain[2] * gain[3] - 1) < 1e-3);
-  kf_gguf_close(whole);
-  kf_gguf_close(half);
+}
+
+/* Padded to what kernels take, the model is the same. */
+static void test_pad(void **state) {
+  (void)state;
+  static const char *const settings[][5] = {{NULL}, {"rope_dim", "8", "latent_norm", "true", NULL}};
+  const kf_export_options padded = {.format = "deepseek-v3", .dtype = "f32", .pad = 256};
+  for (int i = 0; i < 2; i++) {
+    convert(books, "source", "x-ecomla", settings[i]);
+    export("source", "padded", &padded);
+    assert_int_equal(config_int("padded", "kv_lora_rank"), 256);
+    assert_int_equal(config_int("padded", "qk_rope_head_dim"), 64);
+    double d = difference("source", "padded");
+    if (!(d < 1e-5)) fail_msg("settings %d: the padded model's logits differ by %g", i, d);
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------ RoPE scaling */
+
+/* Gives every layer of the model "source" this scaling (stolen) of a table of `dim`. */
+static void scale_rope(json_t *scaling, int dim) {
+  json_t *config = read_config("source");
+  for (int layer = 0; layer < 8; layer++) {
+    json_t *rope = json_object_get(layer_of(config, layer), "rope");
+    json_object_set(rope, "rope_scaling", scaling);
+    json_object_set_new(rope, "dim", json_integer(dim));
+  }
+  json_decref(scaling);
+  write_config("source", config);
+}
+
+static void keep_note(void *user, const char *sentence) {
+  strncat(user, sentence, 511 - strlen(user));
+}
+
+/* YaRN is the graph's own, its factor on cosine and sine goes into the query; llama3's scaling differs where the ramp is. */
+static void test_rope_scaling(void **state) {
+  (void)state;
+  char notes[512] = "";
+  const kf_export_options noting = {.format = "deepseek-v3", .dtype = "f32", .hooks = {.note = keep_note, .user = notes}};
+  convert(books, "source", "x-ecomla", NULL);
+  scale_rope(json_pack("{s:s, s:f, s:i, s:f, s:f}", "rope_type", "yarn", "factor", 4.0, "original_max_position_embeddings", 128,
+                       "beta_fast", 8.0, "attention_factor", 1.3),
+             16);
+  export("source", "yarn", &noting);
+  double d = difference("source", "yarn");
+  if (!(d < 1e-5)) fail_msg("yarn: the exported model's logits differ by %g", d);
+  assert_string_equal(notes, "");
+
+  /* 8B's: 3 of 64 pairs of a table for 128 numbers at factor 8 would be in the ramp; here the largest ratio is that of 1 pair */
+  scale_rope(json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor", 8.0, "low_freq_factor", 1.0,
+                       "high_freq_factor", 4.0, "original_max_position_embeddings", 128),
+             16);
+  export("source", "llama3", &noting);
+  if (!strstr(notes, "'llama3' is written as YaRN: 1 of 8 frequencies differ, by a factor of 1.32 at most"))
+    fail_msg("the note is '%s'", notes);
+  json_t *config = read_config("llama3");
+  const json_t *scaling = json_object_get(config, "rope_scaling");
+  assert_string_equal(json_string_value(json_object_get(scaling, "rope_type")), "yarn");
+  assert_true(json_number_value(json_object_get(scaling, "beta_fast")) == 4);
+  json_decref(config);
+  assert_true(difference("source", "llama3") < 0.5);
+
+  scale_rope(json_pack("{s:s, s:f}", "rope_type", "linear", "factor", 2.0), 16);
+  export("source", "linear.gguf", &file);
+  kf_gguf *g = open_gguf("linear.gguf");
+  const char *type = "";
+  assert_int_equal(kf_gguf_string(g, "deepseek2.rope.scaling.type", &type, NULL), KF_OK);
+  assert_string_equal(type, "linear");
+  kf_gguf_close(g);
+}
+
+/* ------------------------------------------------------------------------------------------------ source */
+
+static void put_source_keys(kf_gguf_writer *w) {
+  kf_error e = {0};
+  static const struct {
+    const char *key;
+    uint32_t value;
+  } keys[] = {{"llama.block_count", 8},           {"llama.context_length", 512},     {"llama.embedding_length", 256},
+              {"llama.feed_forward_length", 704}, {"llama.attention.head_count", 8}, {"llama.attention.head_count_kv", 4},
+              {"llama.rope.dimension_count", 32}, {"llama.vocab_size", 4096}};
+  kf_gguf_put_string(w, "general.architecture", "llama", &e);
+  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) kf_gguf_put_u32(w, keys[i].key, keys[i].value, &e);
+  kf_gguf_put_f32(w, "llama.rope.freq_base", 10000, &e);
+  kf_gguf_put_f32(w, "llama.attention.layer_norm_rms_epsilon", 1e-5f, &e);
+  if (kf_export_tokenizer(books, 4096, NULL, w, &e) != KF_OK) fail_msg("%s", e.message);
+}
+
+/* Declares a tensor of the example, or writes its numbers plus `shift`: matrices in Q8_0. */
+static void put_source_tensor(kf_gguf_writer *w, const kf_view *v, const char *name, bool declare, float shift) {
+  kf_error e = {0};
+  int64_t count;
+  assert_non_null(v);
+  if (declare) {
+    if (kf_gguf_declare(w, name, v->dims == 1 ? KF_F32 : KF_Q8_0, v->dims, v->shape, &e) != KF_OK) fail_msg("%s", e.message);
+    return;
+  }
+  float *data = numbers(v, &count);
+  for (int64_t i = 0; i < count; i++) data[i] += shift;
+  if (kf_gguf_add(w, data, &e) != KF_OK) fail_msg("%s", e.message);
+  free(data);
+}
+
+/* The example as a quantised GGUF of architecture llama (its q and k rows in an order that does not matter here). */
+static void write_source(const char *name, float shift) {
+  kf_error e = {0};
+  kf_source *hf;
+  kf_gguf_writer *w;
+  static const char *const tensors[][2] = {
+      {"input_layernorm", "attn_norm"}, {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
+      {"self_attn.v_proj", "attn_v"},   {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
+      {"mlp.gate_proj", "ffn_gate"},    {"mlp.up_proj", "ffn_up"},           {"mlp.down_proj", "ffn_down"}};
+  assert_int_equal(kf_source_open(books, &hf, &e), KF_OK);
+  assert_int_equal(kf_gguf_create(in_scratch(name), &w, &e), KF_OK);
+  put_source_keys(w);
+  for (int declare = 1; declare >= 0; declare--) {
+    put_source_tensor(w, kf_source_find(hf, "model.embed_tokens.weight"), "token_embd.weight", declare, shift);
+    put_source_tensor(w, kf_source_find(hf, "model.norm.weight"), "output_norm.weight", declare, shift);
+    for (int layer = 0; layer < 8; layer++)
+      for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++) {
+        char from[128], to[128];
+        snprintf(from, sizeof from, "model.layers.%d.%s.weight", layer, tensors[t][0]);
+        snprintf(to, sizeof to, "blk.%d.%s.weight", layer, tensors[t][1]);
+        put_source_tensor(w, kf_source_find(hf, from), to, declare, shift);
+      }
+  }
+  if (kf_gguf_finish(w, &e) != KF_OK) fail_msg("%s", e.message);
+  kf_source_close(hf);
 }
 
 /* The text is cut as by the model's own tokenizer. */
@@ -369,7 +497,8 @@ static void test_writer(void **state) {
   assert_int_equal(kf_gguf_put_i32s(w, "ids", (int32_t[]){-7, 9}, 2, &e), KF_OK);
   assert_int_equal(kf_gguf_declare(w, "three", KF_F16, 3, (int64_t[]){1, 3, 5}, &e), KF_OK);
   assert_int_equal(kf_gguf_declare(w, "one", KF_F32, 1, (int64_t[]){7}, &e), KF_OK);
-  assert_int_equal(kf_gguf_declare(w, "none", KF_Q8_0, 1, (int64_t[]){32}, &e), KF_ERROR_INPUT);
+  assert_int_equal(kf_gguf_declare(w, "none", KF_U8, 1, (int64_t[]){32}, &e), KF_ERROR_INPUT);
+  assert_int_equal(kf_gguf_declare(w, "none", KF_Q8_0, 2, (int64_t[]){32, 16}, &e), KF_ERROR_INPUT); /* blocks end with a row */
   assert_int_equal(kf_gguf_add(w, data, &e), KF_OK);
   assert_int_equal(kf_gguf_declare(w, "late", KF_F32, 1, (int64_t[]){7}, &e), KF_ERROR_INPUT);
   assert_int_equal(kf_gguf_add(w, data, &e), KF_OK);
@@ -400,6 +529,14 @@ static void test_writer(void **state) {
   assert_int_equal(kf_gguf_add(w, (float[]){1e6f}, &e), KF_ERROR_INPUT);
   kf_gguf_abandon(w);
   assert_int_equal(kf_gguf_create(in_scratch("w2.gguf"), &w, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "one", KF_Q4_1, 1, (int64_t[]){32}, &e), KF_OK);
+  assert_int_equal(kf_gguf_add(w, (float[32]){0}, &e), KF_ERROR_INPUT); /* numbers are not written as Q4_1 */
+  kf_gguf_abandon(w);
+  assert_int_equal(kf_gguf_create(in_scratch("w2.gguf"), &w, &e), KF_OK);
+  assert_int_equal(kf_gguf_declare(w, "one", KF_Q8_0, 1, (int64_t[]){32}, &e), KF_OK);
+  assert_int_equal(kf_gguf_add_raw(w, &(kf_view){.dtype = KF_Q8_0, .bytes = 33}, &e), KF_ERROR_INPUT);
+  kf_gguf_abandon(w);
+  assert_int_equal(kf_gguf_create(in_scratch("w2.gguf"), &w, &e), KF_OK);
   assert_int_equal(kf_gguf_declare(w, "one", KF_F32, 1, (int64_t[]){1}, &e), KF_OK);
   assert_int_equal(kf_gguf_finish(w, &e), KF_ERROR_INPUT);
   assert_false(kf_exists(in_scratch("w2.gguf")) || kf_exists(in_scratch("w2.gguf.tmp")));
@@ -412,6 +549,43 @@ static void refuse(const char *model, const char *out, kf_export_options o, kf_s
   kf_error e = {0};
   assert_int_equal(kf_export(*model == '/' ? model : in_scratch(model), in_scratch(out), &o, NULL, &e), status);
   if (!strstr(e.message, says)) fail_msg("'%s' does not say '%s'", e.message, says);
+}
+
+/* What the conversion left alone is copied byte for byte, whatever type the model was written in; the rest is not. */
+static void test_source(void **state) {
+  (void)state;
+  kf_error e = {0};
+  kf_export_result r;
+  write_source("source.gguf", 0);
+  write_source("other.gguf", 1);
+  for (int i = 0; i < 2; i++) {
+    kf_convert_options c = {.method = "x-ecomla", .cache = "50%", .dtype = i ? "bf16" : "f32"};
+    kf_export_options o = {.format = "gguf", .dtype = "f16", .source = in_scratch("source.gguf")};
+    kf_remove_tree(in_scratch("model"), NULL);
+    kf_remove_tree(in_scratch("copied.gguf"), NULL);
+    if (kf_convert(in_scratch("source.gguf"), in_scratch("model"), &c, NULL, &e) ||
+        kf_export(in_scratch("model"), in_scratch("copied.gguf"), &o, &r, &e))
+      fail_msg("%s", e.message);
+    assert_int_equal(r.copied, 8 * 6 + 2);
+    kf_gguf *from = open_gguf("source.gguf"), *to = open_gguf("copied.gguf");
+    static const char *const kept[] = {"token_embd.weight", "blk.3.ffn_down.weight", "blk.7.attn_output.weight",
+                                       "output_norm.weight"};
+    for (int t = 0; t < 4; t++) {
+      const kf_view *a = kf_gguf_find(from, kept[t]), *b = kf_gguf_find(to, kept[t]);
+      assert_int_equal(a->dtype, b->dtype);
+      assert_int_equal(a->bytes, b->bytes);
+      assert_memory_equal(a->data, b->data, a->bytes);
+    }
+    assert_int_equal(kf_gguf_find(to, "blk.3.attn_q.weight")->dtype, KF_F16);
+    kf_gguf_close(from);
+    kf_gguf_close(to);
+  }
+  refuse("model", "no", (kf_export_options){.format = "gguf", .source = in_scratch("other.gguf")}, KF_ERROR_INPUT,
+         "no tensor of the two is the same");
+  refuse("model", "no", (kf_export_options){.format = "gguf", .source = books}, KF_ERROR_INPUT, "is not a GGUF file");
+  refuse("model", "no", (kf_export_options){.format = "deepseek-v3", .source = in_scratch("source.gguf")}, KF_ERROR_USAGE,
+         "into a GGUF file only");
+  assert_false(kf_exists(in_scratch("no")) || kf_exists(in_scratch("no.tmp")));
 }
 
 /* One key of layer 3 of the model "source", for the time of one refusal in both formats. */
@@ -433,17 +607,24 @@ static void test_refusals(void **state) {
   convert(books, "source", "x-ecomla", NULL);
   refuse(books, "no", directory, KF_ERROR_INPUT, "is not a model that kvfold converted");
   refuse("source", "no", (kf_export_options){.format = "onnx"}, KF_ERROR_USAGE, "known: deepseek-v3, gguf");
-  refuse("source", "no", (kf_export_options){.dtype = "q4_0"}, KF_ERROR_USAGE, "known: f32, bf16, f16");
+  refuse("source", "no", (kf_export_options){.dtype = "q4_0"}, KF_ERROR_USAGE, "known: f32, bf16, f16, q8_0");
   refuse("source", "no", (kf_export_options){.dtype = "f16"}, KF_ERROR_INPUT, "f16 as --format gguf");
+  refuse("source", "no", (kf_export_options){.format = "deepseek-v3", .dtype = "q8_0"}, KF_ERROR_INPUT, "q8_0 as --format gguf");
+  refuse("source", "no", (kf_export_options){.pad = 16}, KF_ERROR_USAGE, "--pad 16 is below the model's");
+  refuse("source", "no", (kf_export_options){.pad = -1}, KF_ERROR_USAGE, "pad -1");
   refuse("source", "source", directory, KF_ERROR_IO, "exists");
   refuse_layer("rope_index", json_pack("[i,i,i,i,i,i,i,i]", 0, 1, 2, 3, 4, 5, 6, 6),
                "layer 3 rotates two pairs by the same frequency");
   refuse_layer("rope", json_pack("{s:i, s:f, s:n}", "dim", 16, "theta", 5000.0, "rope_scaling"),
-               "layers 0 and 3 rotate by different tables");
-  refuse_layer(
-      "rope",
-      json_pack("{s:i, s:f, s:{s:s, s:f}}", "dim", 16, "theta", 10000.0, "rope_scaling", "rope_type", "linear", "factor", 2.0),
-      "layer 3 has RoPE scaling of type 'linear'");
+               "layer 3 rotates by another table");
+  scale_rope(json_pack("{s:s, s:f}", "rope_type", "dynamic", "factor", 2.0), 16);
+  refuse("source", "no", file, KF_ERROR_INPUT, "layer 0 has RoPE scaling of type 'dynamic'");
+  scale_rope(json_pack("{s:s, s:f}", "rope_type", "linear", "factor", 2.0), 16);
+  refuse("source", "no", directory, KF_ERROR_INPUT, "--format gguf expresses it");
+  scale_rope(json_null(), 24);
+  refuse("source", "no", (kf_export_options){.pad = 512}, KF_ERROR_INPUT,
+         "have 32 rotated pairs, and the model's frequencies make a table of 12");
+  scale_rope(json_null(), 16);
   json_t *config = read_config("source");
   json_object_set_new(json_object_get(config, "kvfold"), "source_model_type", json_string("mistral"));
   json_object_set_new(config, "sliding_window", json_integer(128));
@@ -453,9 +634,10 @@ static void test_refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_directory),     cmocka_unit_test(test_peers), cmocka_unit_test(test_table),
-      cmocka_unit_test(test_gguf),          cmocka_unit_test(test_f16),   cmocka_unit_test(test_tokenizer),
-      cmocka_unit_test(test_sentencepiece), cmocka_unit_test(test_pre),   cmocka_unit_test(test_writer),
+      cmocka_unit_test(test_directory),     cmocka_unit_test(test_peers),  cmocka_unit_test(test_table),
+      cmocka_unit_test(test_gguf),          cmocka_unit_test(test_small),  cmocka_unit_test(test_pad),
+      cmocka_unit_test(test_rope_scaling),  cmocka_unit_test(test_source), cmocka_unit_test(test_tokenizer),
+      cmocka_unit_test(test_sentencepiece), cmocka_unit_test(test_pre),    cmocka_unit_test(test_writer),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests_name("export", tests, make_scratch, remove_scratch);
