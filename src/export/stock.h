@@ -34,6 +34,7 @@ typedef struct kf_stock {
   int rank;           /* the largest of the layers or the padded one; what is missing is filled up with zeros */
   kf_rope rope;       /* the target's table, over as many numbers as the rope key has */
   int stride, spread; /* slot of that table = pair of the source's / stride * spread */
+  int last;           /* the last of the source's pairs that a layer rotates */
   double score_gain;  /* of scores in the target, besides (nope + rope)^-1/2 */
   double rope_gain;   /* the scaling's factor on cosine and sine, squared: the target's has none */
   double eps;         /* of every norm in the target */

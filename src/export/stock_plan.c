@@ -91,6 +91,7 @@ static kf_status join_table(const char *path, const kf_config *c, int layer, con
                    path, layer);
   for (int i = 0; i < a->rope_pairs[0]; i++) {
     s->stride = common_divisor(s->stride, a->rope_index[i]);
+    if (a->rope_index[i] > s->last) s->last = a->rope_index[i];
     for (int k = 0; k < i; k++)
       if (a->rope_index[k] == a->rope_index[i])
         return kf_fail(
@@ -127,7 +128,7 @@ static kf_status compare_tables(const kf_rope *from, const kf_hooks *hooks, kf_s
   double *target = source + pairs;
   kf_rope_frequencies(&s->rope, 0, target, &one);
   kf_rope_frequencies(from, 0, source, &factor);
-  for (int k = 0; k < pairs; k += s->stride, all++) {
+  for (int k = 0; k <= s->last; k += s->stride, all++) {
     double ratio = source[k] / target[k / s->stride * s->spread];
     if (fabs(ratio - 1) > 1e-5) differ++;
     worst = fmax(worst, fmax(ratio, 1 / ratio));
@@ -150,18 +151,22 @@ static void note_betas(const kf_stock *s, const kf_hooks *hooks) {
         s->rope.beta_fast, s->rope.beta_slow);
 }
 
-/* The smallest table that has all layers' frequencies, or the 32 of the padded shapes. from: the layers'; NULL: none rotates. */
+/* The shortest table that has all layers' frequencies, or the 32 of the padded shapes. from: the layers'; NULL: none rotates. */
 static kf_status settle_table(const char *path, const kf_rope *from, const kf_stock_target *t, kf_stock *s, kf_error *e) {
   static const kf_rope none = {.dim = 2, .theta = 10000};
   if (!from) from = &none;
-  int slots = from->dim / 2 / s->stride, width = t->pad ? PADDED_PAIRS : slots;
-  if (width % slots)
+  /* theta^(-k / F) at k = 0, stride, 2 stride, ... is a table of any length by itself, with another theta; a scaled one has to
+   * keep its theta, which the ramp of the scaling depends on */
+  bool whole = from->type != KF_ROPE_DEFAULT && from->type != KF_ROPE_LINEAR;
+  int slots = whole ? from->dim / 2 / s->stride : s->last / s->stride + 1, width = t->pad ? PADDED_PAIRS : slots;
+  if (whole ? width % slots : width < slots)
     return kf_fail(e, KF_ERROR_INPUT,
                    "%s: the padded shapes have %d rotated pairs, and the model's frequencies make a table of %d; export it "
                    "without --pad, or convert with fewer rope_pairs",
                    path, width, slots);
-  s->spread = width / slots;
+  s->spread = whole ? width / slots : 1;
   s->rope = engines_table(from, 2 * width);
+  if (!whole) s->rope.theta = pow(from->theta, 2.0 * width * s->stride / from->dim);
   /* llama.cpp's deepseek2 undoes a factor of YaRN's also where the scaling is linear and has none */
   s->score_gain = from->type == KF_ROPE_LINEAR ? pow(1 + 0.1 * log(from->factor), 2) : 1;
   note_betas(s, t->hooks);
