@@ -143,7 +143,8 @@ static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, i
   }
   const void *input = convert_input(c, x, m, w->k, w->k);
   if (!input) return;
-  kf_onednn_shape shape = {m, w->n, w->k, w->type, w->panels, w->bias != NULL, add};
+  kf_onednn_shape shape = {
+      .m = m, .n = w->n, .k = w->k, .type = w->type, .panels = w->panels, .bias = w->bias != NULL, .add = add};
   kf_onednn_linear(c->onednn, &shape, y, input, w->data, w->bias, &d->error);
 }
 
