@@ -6,8 +6,6 @@
 
 #include "train/network_impl.h"
 
-enum { LOGIT_BYTES = 48 << 20 }; /* of one chunk of rows, student or teacher */
-
 /* ---------------------------------------------------------------------------------------------- memory */
 
 kf_status kf_keep(kf_kept *k, int64_t count, float **out, kf_error *e) {
@@ -367,44 +365,4 @@ kf_status kf_network_backward(kf_network *n, const kf_tokens *t, float *d_hidden
   for (int i = n->config->layers - 1; i >= 0; i--) KF_TRY(kf_network_layer_backward(n, i, t, d_hidden, e));
   if (n->embedding.dw) d->scatter_add(d, n->embedding.dw, d_hidden, t->ids, t->count, n->config->hidden);
   return kf_device_check(d, e);
-}
-
-/* ---------------------------------------------------------------------------------------------- the loss */
-
-static bool any(const float *weight, int64_t m) {
-  for (int64_t i = 0; i < m; i++)
-    if (weight[i] != 0) return true;
-  return false;
-}
-
-kf_status kf_network_loss(kf_network *n, const kf_softmax_loss *l, float *hidden, int64_t rows, const int32_t *target,
-                          const float *weight, kf_teacher_logits teacher, void *user, double *nll, double *divergence,
-                          kf_error *e) {
-  kf_device *d = n->device;
-  int64_t width = n->config->hidden, v = n->config->vocabulary, chunk = LOGIT_BYTES / (int64_t)sizeof(float) / v;
-  float *h, *dh, *logits, *reference = NULL;
-  chunk = chunk < 16 ? 16 : chunk > 1024 ? 1024 : chunk;
-  if (chunk > rows) chunk = rows;
-  KF_TRY(kf_work_take(n, KF_WORK_H, chunk * width, &h, e));
-  KF_TRY(kf_work_take(n, KF_WORK_D_H, chunk * width, &dh, e));
-  KF_TRY(kf_work_take(n, KF_WORK_LOGITS, chunk * v, &logits, e));
-  if (teacher) KF_TRY(kf_work_take(n, KF_WORK_TEACHER, chunk * v, &reference, e));
-  for (int64_t at = 0; at < rows; at += chunk) {
-    int64_t m = rows - at < chunk ? rows - at : chunk;
-    float *x = hidden + at * width;
-    if (!any(weight + at, m)) {
-      memset(x, 0, (size_t)(m * width) * sizeof *x);
-      memset(nll + at, 0, (size_t)m * sizeof *nll);
-      memset(divergence + at, 0, (size_t)m * sizeof *divergence);
-      continue;
-    }
-    d->rmsnorm(d, h, x, n->norm.w, m, width, n->config->eps);
-    d->matrix(d, logits, h, &n->head.matrix, m, false);
-    if (teacher) KF_TRY(teacher(user, at, m, reference, e));
-    d->softmax_loss(d, l, logits, reference, target + at, weight + at, m, v, nll + at, divergence + at);
-    d->matrix_backward(d, dh, n->head.dw, NULL, logits, h, &n->head.matrix, m, false);
-    d->rmsnorm_backward(d, x, n->norm.dw, dh, x, n->norm.w, m, width, n->config->eps, false);
-    KF_TRY(kf_device_check(d, e));
-  }
-  return KF_OK;
 }

@@ -59,5 +59,7 @@ typedef kf_status (*kf_teacher_logits)(void *user, int64_t first, int64_t m, flo
 kf_status kf_network_loss(kf_network *n, const kf_softmax_loss *l, float *hidden, int64_t rows, const int32_t *target,
                           const float *weight, kf_teacher_logits teacher, void *user, double *nll, double *divergence,
                           kf_error *e);
+/* nll [rows] of targets under the model, in nats; hidden is left as it is. */
+kf_status kf_network_score(kf_network *n, const float *hidden, int64_t rows, const int32_t *target, double *nll, kf_error *e);
 
 #endif

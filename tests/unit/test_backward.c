@@ -345,7 +345,7 @@ static double attention_tolerance(void) {
 
 static void try_attention(const kf_attention_shape *s, const int64_t *m, int count) {
   enum { MOST = 3 };
-  kf_attention_pass ours[MOST], theirs[MOST];
+  kf_attention_pass ours[MOST] = {0}, theirs[MOST] = {0};
   kf_error e = {0};
   for (int i = 0; i < count; i++) {
     int64_t wide = m[i] * s->heads;
