@@ -15,6 +15,7 @@ typedef enum cli_kind {
   CLI_LONG,   /* int64_t */
   CLI_SEED,   /* uint64_t */
   CLI_REAL,   /* float */
+  CLI_DOUBLE, /* double */
   CLI_CHOICE, /* int: index in `value`, names separated by | */
   CLI_LIST,   /* cli_list: may be repeated, and takes further words once all operands are there */
 } cli_kind;
@@ -66,7 +67,8 @@ typedef struct cli_command {
   const char *description, *settings, *keys, *examples; /* of the help; settings may be NULL */
 } cli_command;
 
-extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert, cli_export;
+extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert, cli_export,
+    cli_finetune, cli_distill, cli_align, cli_dpo;
 
 /* Fills the argument struct, which holds the defaults. False: wrong usage, told on stderr. Lists are freed by cli_free_lists. */
 bool cli_parse(const cli_command *c, int argc, char **argv, void *arguments);
