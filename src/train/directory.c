@@ -11,7 +11,7 @@
 #include "convert/companions.h"
 #include "convert/record.h"
 #include "convert/write.h"
-#include "train/run.h"
+#include "train/training.h"
 
 static kf_status paths(kf_training *t, kf_error *e) {
   size_t n = strlen(t->out);

@@ -3,7 +3,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "train/run.h"
+#include "train/training.h"
 
 enum { DEFAULT_LENGTH = 1024, DEFAULT_BATCH = 8, MICRO_TOKENS = 4096, DEFAULT_SAVE = 100 };
 

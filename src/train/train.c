@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "convert/companions.h"
-#include "train/run.h"
+#include "train/training.h"
 
 static double now(void) {
   struct timespec t;

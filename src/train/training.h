@@ -1,6 +1,6 @@
 /* Inside of kf_train: one run, its directory and what it is made of. */
-#ifndef KF_TRAIN_RUN_H
-#define KF_TRAIN_RUN_H
+#ifndef KF_TRAIN_TRAINING_H
+#define KF_TRAIN_TRAINING_H
 
 #include "train/checkpoint.h"
 #include "train/objective.h"
