@@ -117,7 +117,7 @@ static kf_status measure(const arguments *a, const char *model, const kf_hooks *
   kf_tokenizer *t = NULL;
   kf_text text = {0};
   kf_eval_result r;
-  kf_eval_options o = {.window = a->length, .max_windows = a->eval_windows ? a->eval_windows : 32, .hooks = *hooks};
+  kf_eval_options o = {.max_windows = a->eval_windows ? a->eval_windows : 32, .hooks = *hooks};
   if (!a->eval || !model) return KF_OK;
   kf_status s = kf_text_read(a->eval, &text, e);
   if (s == KF_OK) s = cli_open(model, &a->common, hooks, &m, &t, e);

@@ -5,7 +5,7 @@ small="--length 48 --batch 2 --threads 1 --compute f32"
 
 expect 0 "$kvfold" convert $books "$work/mla" --method x-ecomla --cache 25% --threads 1
 # shellcheck disable=SC2086
-answers "$kvfold" distill "$work/mla" --teacher $books --data $held_out --out "$work/healed" --steps 6 --lr 2e-3 $small \
+answers "$kvfold" distill "$work/mla" --teacher $books --data $held_out --out "$work/healed" --steps 6 --lr 2e-4 $small \
   --eval $held_out --eval-windows 4 --json
 is path "$work/healed"
 is steps 6
@@ -20,7 +20,7 @@ is cache_elements_per_token 512
 expect 0 "$kvfold" export "$work/healed" "$work/healed.gguf"
 
 # Killed at any moment, a run goes on from its last checkpoint.
-run="--data $held_out --steps 30 --seed 3 --save-every 2 --train self_attn $small"
+run="--data $held_out --steps 12 --seed 3 --save-every 2 --train self_attn $small"
 # shellcheck disable=SC2086
 expect 0 "$kvfold" finetune "$work/mla" --out "$work/whole" $run
 # shellcheck disable=SC2086

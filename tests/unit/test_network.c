@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/random.h"
+#include "model/model.h"
 #include "train/network.h"
 
 enum { HIDDEN = 24, HEADS = 4, FF = 20, VOCAB = 31, TOKENS = 20, DIM = 8, WIDE = 16 };
@@ -403,6 +404,124 @@ static void freezing(void **state) {
   json_decref(json);
 }
 
+/* ---------------------------------------------------------------------------------------------- PyTorch's step */
+
+static const float *fixture(const kf_safetensors *f, const char *prefix, const char *name, int64_t count) {
+  char full[256];
+  snprintf(full, sizeof full, "%s%s", prefix, name);
+  const kf_view *v = kf_safetensors_find(f, full);
+  if (!v || v->dtype != KF_F32 || (int64_t)v->bytes != 4 * count) fail_msg("no tensor %s of %d numbers", full, (int)count);
+  float *data = malloc(v->bytes);
+  return memcpy(data, v->data, v->bytes);
+}
+
+/* Largest difference against the tensor's largest number, or against `least` when that is above it. */
+static void compare(const char *name, const char *tensor, const float *got, const float *want, int64_t n, double tolerance,
+                    double least) {
+  double worst = 0, size = least;
+  for (int64_t i = 0; i < n; i++) {
+    worst = fmax(worst, fabs((double)got[i] - (double)want[i]));
+    size = fmax(size, fabs((double)want[i]));
+  }
+  if (!(worst <= tolerance * size)) fail_msg("%s, %s: off by %.3g of %.3g", name, tensor, worst, size);
+  free((void *)(uintptr_t)want);
+}
+
+typedef struct golden_teacher {
+  const float *logits; /* [tokens, vocabulary] */
+  int64_t vocabulary;
+} golden_teacher;
+
+static kf_status give_golden(void *user, int64_t first, int64_t m, float *logits, kf_error *e) {
+  const golden_teacher *t = user;
+  (void)e;
+  memcpy(logits, t->logits + first * t->vocabulary, (size_t)(m * t->vocabulary) * sizeof *logits);
+  return KF_OK;
+}
+
+static void golden_step(const char *name, const kf_config *c, kf_parameters *p, kf_network *n, const kf_safetensors *f) {
+  enum { MOST = 64 };
+  const kf_view *tokens = kf_safetensors_find(f, "tokens");
+  assert_non_null(tokens);
+  int64_t m = tokens->shape[0];
+  assert_true(m <= MOST);
+  int32_t ids[MOST], target[MOST] = {0};
+  float weight[MOST] = {0}, *hidden;
+  double nll[MOST], kl[MOST], sum = 0;
+  kf_error e = {0};
+  for (int64_t i = 0; i < m; i++) ids[i] = (int32_t)((const int64_t *)(const void *)tokens->data)[i];
+  for (int64_t i = 0; i + 1 < m; i++) target[i] = ids[i + 1], weight[i] = 1 / (float)(m - 1);
+  kf_tokens t = {ids, m, &(kf_extent){0, m}, 1};
+  kf_softmax_loss l = {.ce = 0.4f, .kl = 0.6f, .temperature = 1};
+  const kf_view *teacher = kf_safetensors_find(f, "teacher");
+  assert_true(teacher && (int64_t)teacher->bytes == 4 * m * c->vocabulary);
+  kf_parameters_zero_gradient(p);
+  must(kf_network_forward(n, &t, &hidden, &e), &e);
+  golden_teacher given = {(const float *)(const void *)teacher->data, c->vocabulary};
+  must(kf_network_loss(n, &l, hidden, m, target, weight, give_golden, &given, nll, kl, &e), &e);
+  must(kf_network_backward(n, &t, hidden, &e), &e);
+  for (int64_t i = 0; i < m; i++) sum += (double)weight[i] * (0.4 * nll[i] + 0.6 * kl[i]);
+  compare(name, "loss", &(float){(float)sum}, fixture(f, "", "loss", 1), 1, 1e-5, 0);
+  for (int i = 0; i < p->count; i++) {
+    const kf_parameter *item = &p->item[i];
+    compare(name, item->name, p->gradient + item->at, fixture(f, "gradient.", item->name, item->rows * item->columns),
+            item->rows * item->columns, 1e-4, 1e-3);
+  }
+}
+
+/* The rate is 1e-2: what the step itself comes to is compared to a hundredth. */
+static void golden_update(const char *name, kf_parameters *p, const kf_safetensors *f) {
+  double norm = kf_parameters_gradient_norm(p);
+  kf_parameters_step(p, &(kf_adamw){.rate = 1e-2f,
+                                    .beta1 = 0.9f,
+                                    .beta2 = 0.95f,
+                                    .eps = 1e-8f,
+                                    .decay = 0.1f,
+                                    .scale = (float)(norm > 0.5 ? 0.5 / norm : 1),
+                                    .correction1 = 1 - 0.9f,
+                                    .correction2 = 1 - 0.95f});
+  for (int i = 0; i < p->count; i++) {
+    const kf_parameter *item = &p->item[i];
+    compare(name, item->name, p->value + item->at, fixture(f, "updated.", item->name, item->rows * item->columns),
+            item->rows * item->columns, 1e-4, 1);
+  }
+}
+
+/* One step of the families' tiny models against PyTorch and Transformers: tools/golden/make_training.py. */
+static void golden(void **state) {
+  (void)state;
+  static const char *const names[] = {"llama2_gqa_tied", "llama_biases",     "llama3",
+                                      "llama_linear",    "llama_dynamic",    "llama_longrope_short",
+                                      "llama_yarn",      "mistral_window",   "qwen2_window_layers",
+                                      "qwen3",           "smollm3_interval", "deepseek_v3_half_split"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    char path[KF_PATH];
+    kf_config c;
+    kf_weights w;
+    kf_safetensors *f = NULL;
+    kf_device *d = NULL;
+    kf_parameters *p = NULL;
+    kf_network *n = NULL;
+    kf_error e = {0};
+    snprintf(path, sizeof path, "%s/tests/fixtures/families/%s", KVFOLD_SOURCE_DIR, names[i]);
+    must(kf_model_read(path, &c, &w, &e), &e);
+    snprintf(path, sizeof path, "%s/tests/fixtures/training/%s.safetensors", KVFOLD_SOURCE_DIR, names[i]);
+    must(kf_safetensors_open(path, &f, &e), &e);
+    must(kf_device_open_cpu(KF_COMPUTE_F32, 1, &d, &e), &e);
+    must(kf_parameters_create(&c, d, &p, &e), &e);
+    must(kf_parameters_load(p, &w, &e), &e);
+    must(kf_network_create(&c, d, p, &n, &e), &e);
+    golden_step(names[i], &c, p, n, f);
+    if (kf_safetensors_find(f, "updated.model.norm.weight")) golden_update(names[i], p, f);
+    kf_safetensors_close(f);
+    kf_network_free(n);
+    kf_parameters_free(p);
+    kf_device_close(d);
+    kf_weights_close(&w);
+    kf_config_free(&c);
+  }
+}
+
 /* A token outside the vocabulary, a device that does not train. */
 static void errors(void **state) {
   (void)state;
@@ -433,6 +552,7 @@ static void errors(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(gradients), cmocka_unit_test(freezing), cmocka_unit_test(errors)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(gradients), cmocka_unit_test(freezing), cmocka_unit_test(golden),
+                                     cmocka_unit_test(errors)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
