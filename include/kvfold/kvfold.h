@@ -320,6 +320,18 @@ typedef struct kf_train_result {
  * does not train. out may be NULL. */
 kf_status kf_train(const char *student, const char *out_path, const kf_train_options *o, kf_train_result *out, kf_error *e);
 
+typedef struct kf_init_options {
+  const char *tokenizer; /* MODEL whose tokenizer is taken along; NULL: none */
+  const char *dtype;     /* "f32" (default), "bf16", "f16" */
+  uint64_t seed;
+  kf_hooks hooks;
+} kf_init_options;
+
+/* Writes DST, a model with random weights: matrices normal with the configuration's initializer_range (0.02), norms 1, biases 0.
+ * config: a config.json, or the directory that has one. parameters may be NULL. Errors: DST exists; a configuration that cannot
+ * be; a tokenizer of more tokens than the vocabulary has. */
+kf_status kf_init(const char *config, const char *dst, const kf_init_options *o, int64_t *parameters, kf_error *e);
+
 /* One name an objective: kf_objective_name(0), (1), ... until NULL; and a sentence on it. */
 const char *kf_objective_name(int index);
 const char *kf_objective_help(int index);

@@ -7,7 +7,7 @@
 
 static const cli_command *const commands[] = {&cli_info, &cli_tokenize, &cli_logits,   &cli_eval,    &cli_generate,
                                               &cli_chat, &cli_convert,  &cli_finetune, &cli_distill, &cli_align,
-                                              &cli_dpo,  &cli_export,   NULL};
+                                              &cli_dpo,  &cli_init,     &cli_export,   NULL};
 
 static const cli_command *find_command(const char *name) {
   for (const cli_command *const *c = commands; *c; c++)

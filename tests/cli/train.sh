@@ -50,6 +50,24 @@ answers "$kvfold" dpo $books --prefs "$work/pairs.jsonl" --out "$work/preferred"
 # shellcheck disable=SC2086
 answers "$kvfold" align "$work/mla" --teacher $books --data $held_out --out "$work/aligned" --steps 2 $small --json
 
+# A smaller student of a configuration of its own.
+sed 's/"num_hidden_layers": 8/"num_hidden_layers": 2/' $books/config.json >"$work/config.json"
+answers "$kvfold" init "$work/config.json" "$work/small" --tokenizer $books --seed 5 --json
+is path "$work/small"
+answers "$kvfold" info "$work/small" --json
+is layers 2
+# shellcheck disable=SC2086
+answers "$kvfold" distill "$work/small" --teacher $books --data $held_out --out "$work/taught" --steps 2 $small --json
+expect 1 "$kvfold" init "$work/config.json" "$work/small"
+says exists
+sed 's/"vocab_size": 4096/"vocab_size": 100/' $books/config.json >"$work/few.json"
+expect 1 "$kvfold" init "$work/few.json" "$work/no" --tokenizer $books
+says vocabulary
+expect 1 "$kvfold" align "$work/small" --teacher $books --data $held_out --out "$work/no" --steps 1
+says layers
+expect 2 "$kvfold" init "$work/config.json" "$work/no" --dtype q4_0
+says q4_0
+
 expect 2 "$kvfold" finetune "$work/mla" --data $held_out --out "$work/no"
 says steps
 expect 2 "$kvfold" finetune "$work/mla" --out "$work/no" --steps 1

@@ -104,7 +104,7 @@ static void resuming(void **state) {
   (void)state;
   static const char *const objectives[] = {"ce", "dpo"};
   for (int i = 0; i < 2; i++) {
-    char whole[16], parts[16], path[KF_PATH];
+    char whole[32], parts[32], path[KF_PATH];
     kf_error e = {0};
     watcher w = {0};
     snprintf(whole, sizeof whole, "whole%d", i), snprintf(parts, sizeof parts, "parts%d", i);
