@@ -320,6 +320,12 @@ typedef struct kf_train_result {
  * does not train. out may be NULL. */
 kf_status kf_train(const char *student, const char *out_path, const kf_train_options *o, kf_train_result *out, kf_error *e);
 
+/* A recipe file (YAML): fields of kf_train_options by their names, those that say where and how a run is made (teacher, caches,
+ * resume, compute, hooks) left out. The options point into *owner. Errors: an unknown key, with the nearest known one. */
+typedef struct kf_train_recipe kf_train_recipe;
+kf_status kf_train_recipe_read(const char *path, kf_train_recipe **owner, kf_train_options *out, kf_error *e);
+void kf_train_recipe_free(kf_train_recipe *r);
+
 typedef struct kf_init_options {
   const char *tokenizer; /* MODEL whose tokenizer is taken along; NULL: none */
   const char *dtype;     /* "f32" (default), "bf16", "f16" */

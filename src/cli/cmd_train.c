@@ -9,7 +9,7 @@
 
 typedef struct arguments {
   cli_common common;
-  const char *out, *teacher, *data_cache, *schedule, *dtype, *eval;
+  const char *out, *teacher, *data_cache, *schedule, *dtype, *eval, *recipe;
   cli_list data, weights, train, freeze;
   int64_t steps, tokens, save_every;
   int length, batch, micro, divergence, loss, learn, eval_windows;
@@ -20,9 +20,11 @@ typedef struct arguments {
 
 /* clang-format off */
 #define DATA_OPTION(help) {"data", "FILE ...", CLI_LIST, offsetof(arguments, data), 0, 0, help}
-#define TEXT_HELP "required: JSONL (\"text\", or \"messages\" or \"conversations\" through the chat template), a JSON array of such, " \
+#define TEXT_HELP "JSONL (\"text\", or \"messages\" or \"conversations\" through the chat template), a JSON array of such, " \
   "plain text, or .zst of each; may be repeated"
 #define SHARED_OPTIONS \
+  {"recipe", "FILE.yaml", CLI_TEXT, offsetof(arguments, recipe), 0, 0, \
+   "read data, weights, tokens, length, batch, rate and the like from a file; options given here come before its own"}, \
   {"weights", "W ...", CLI_LIST, offsetof(arguments, weights), 0, 0, \
    "a number above 0 for each data file: their shares of the sequences; default: by their tokens"}, \
   {"out", "DIR", CLI_TEXT, offsetof(arguments, out), 0, 0, \
@@ -218,12 +220,55 @@ static int print(const arguments *a, const kf_train_result *r, const score *befo
   return cli_print_json(o);
 }
 
-static int train(const arguments *a, const char *objective, const double *weights) {
+/* What the command line does not give is the recipe's. */
+static void take_recipe(kf_train_options *o, const kf_train_options *r) {
+  if (!o->data_count) {
+    o->data = r->data;
+    o->data_count = r->data_count;
+    o->weights = r->weights;
+  }
+  if (!o->steps && !o->tokens) {
+    o->steps = r->steps;
+    o->tokens = r->tokens;
+  }
+  if (!o->train_count) {
+    o->train = r->train;
+    o->train_count = r->train_count;
+  }
+  if (!o->freeze_count) {
+    o->freeze = r->freeze;
+    o->freeze_count = r->freeze_count;
+  }
+  if (!o->schedule) o->schedule = r->schedule;
+  if (!o->dtype) o->dtype = r->dtype;
+  if (!o->length) o->length = r->length;
+  if (!o->batch) o->batch = r->batch;
+  if (!o->micro) o->micro = r->micro;
+  if (!o->seed) o->seed = r->seed;
+  if (!o->save_every) o->save_every = r->save_every;
+  double *mine[] = {&o->rate,        &o->warmup,       &o->decay,          &o->beta1,     &o->beta2,
+                    &o->eps,         &o->weight_decay, &o->clip,           &o->ce_weight, &o->kl_weight,
+                    &o->temperature, &o->dpo_beta,     &o->label_smoothing};
+  const double theirs[] = {r->rate,        r->warmup,       r->decay,          r->beta1,     r->beta2,
+                           r->eps,         r->weight_decay, r->clip,           r->ce_weight, r->kl_weight,
+                           r->temperature, r->dpo_beta,     r->label_smoothing};
+  for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
+    if (*mine[i] == 0) *mine[i] = theirs[i];
+  o->answers |= r->answers;
+  o->isolated |= r->isolated;
+  o->skip_bad |= r->skip_bad;
+  o->by_sequence |= r->by_sequence;
+}
+
+static int train(const arguments *a, const char *objective, const double *weights, const kf_train_options *recipe) {
   kf_error e = {0};
   kf_train_result r = {0};
   live l = {.told = cli_seconds()};
   score before = {0}, after = {0}, teacher = {0};
   kf_train_options o = options_of(a, objective, weights);
+  take_recipe(&o, recipe);
+  if (!o.data_count) return cli_say(CLI_USAGE, "no data is given to train on");
+  if (!o.steps == !o.tokens) return cli_say(CLI_USAGE, "either --tokens N or --steps N is needed");
   o.hooks = cli_hooks(&l.reporter);
   o.on_step = on_step;
   o.user = &l;
@@ -235,33 +280,63 @@ static int train(const arguments *a, const char *objective, const double *weight
   return s == KF_OK ? print(a, &r, &before, &after, &teacher) : cli_fail(&e);
 }
 
-static int run(const arguments *a, const char *command, const char *data, const char *objective, bool teacher) {
-  if (!a->out) return cli_say(CLI_USAGE, "%s needs --out DIR", command);
-  if (!a->data.count) return cli_say(CLI_USAGE, "%s needs --%s FILE", command, data);
-  if (teacher && !a->teacher) return cli_say(CLI_USAGE, "%s needs --teacher MODEL", command);
-  if (!a->steps == !a->tokens) return cli_say(CLI_USAGE, "%s needs either --tokens N or --steps N", command);
+/* The objectives that a command has; the first is its default. */
+typedef struct kind {
+  const char *command;
+  bool teacher;
+  const char *objective[4];
+} kind;
+
+static int with_recipe(const arguments *a, const kind *k, const char *objective, const kf_train_options *recipe) {
+  int known = 0;
+  for (int i = 0; recipe->objective && k->objective[i]; i++) known |= !strcmp(recipe->objective, k->objective[i]);
+  if (recipe->objective && !known)
+    return cli_say(CLI_USAGE, "%s is a recipe for objective %s, which %s does not have", a->recipe, recipe->objective,
+                   k->command);
   double *weights = calloc((size_t)a->weights.count + 1, sizeof *weights);
   if (!weights) return cli_say(CLI_FAILED, "out of memory");
-  int code = parse_weights(a, weights) ? train(a, objective, weights) : CLI_USAGE;
+  if (!objective) objective = recipe->objective ? recipe->objective : k->objective[0];
+  int code = parse_weights(a, weights) ? train(a, objective, weights, recipe) : CLI_USAGE;
   free(weights);
   return code;
 }
 
+/* objective NULL: not given, the recipe's or the command's default. */
+static int run(const arguments *a, const kind *k, const char *objective) {
+  kf_error e = {0};
+  kf_train_options recipe = {0};
+  kf_train_recipe *owner = NULL;
+  if (!a->out) return cli_say(CLI_USAGE, "%s needs --out DIR", k->command);
+  if (k->teacher && !a->teacher) return cli_say(CLI_USAGE, "%s needs --teacher MODEL", k->command);
+  if (a->recipe && kf_train_recipe_read(a->recipe, &owner, &recipe, &e) != KF_OK) return cli_fail(&e);
+  int code = with_recipe(a, k, objective, &recipe);
+  kf_train_recipe_free(owner);
+  return code;
+}
+
+static const kind finetune = {"finetune", false, {"ce"}};
+static const kind distill = {"distill", true, {"forward-kl", "reverse-kl", "js"}};
+static const kind align = {"align", true, {"align"}};
+static const kind dpo = {"dpo", false, {"dpo", "ipo"}};
+
 static int run_finetune(void *p) {
-  return run(p, "finetune", "data", "ce", false);
+  return run(p, &finetune, NULL);
 }
 static int run_distill(void *p) {
-  static const char *const objectives[] = {"forward-kl", "reverse-kl", "js"};
-  return run(p, "distill", "data", objectives[((arguments *)p)->divergence], true);
+  int chosen = ((arguments *)p)->divergence;
+  return run(p, &distill, chosen < 0 ? NULL : distill.objective[chosen]);
 }
 static int run_align(void *p) {
-  return run(p, "align", "data", "align", true);
+  return run(p, &align, NULL);
 }
 static int run_dpo(void *p) {
-  return run(p, "dpo", "prefs", ((arguments *)p)->loss ? "ipo" : "dpo", false);
+  int chosen = ((arguments *)p)->loss;
+  return run(p, &dpo, chosen < 0 ? NULL : dpo.objective[chosen]);
 }
 
 /* ------------------------------------------------------------------------------------------------ help */
+
+static const arguments defaults = {.divergence = -1, .loss = -1};
 
 #define OUTPUT_TEXT                                                                                                  \
   " Writes a directory that loads and exports like any other. While it runs, DIR.run holds the last checkpoint and " \
@@ -283,6 +358,7 @@ const cli_command cli_finetune = {
     .most_operands = 1,
     .options = finetune_options,
     .bytes = sizeof(arguments),
+    .defaults = &defaults,
     .run = run_finetune,
     .description = "Minimises the cross-entropy of the next token, a mean over the tokens of a step." OUTPUT_TEXT,
     .keys = KEYS,
@@ -298,6 +374,7 @@ const cli_command cli_distill = {
     .most_operands = 1,
     .options = distill_options,
     .bytes = sizeof(arguments),
+    .defaults = &defaults,
     .run = run_distill,
     .description = "Minimises the divergence of the student's prediction of each token from the teacher's: what heals a "
                    "conversion, with the model it was made from, or a larger one, as the teacher." OUTPUT_TEXT,
@@ -315,6 +392,7 @@ const cli_command cli_align = {
     .most_operands = 1,
     .options = align_options,
     .bytes = sizeof(arguments),
+    .defaults = &defaults,
     .run = run_align,
     .description = "Each layer of the student takes the teacher's hidden state and is matched to the teacher's next one (squared "
                    "error, as a part of what the teacher's layer adds): layers learn independently, and no logits are "
@@ -331,6 +409,7 @@ const cli_command cli_dpo = {
     .most_operands = 1,
     .options = dpo_options,
     .bytes = sizeof(arguments),
+    .defaults = &defaults,
     .run = run_dpo,
     .description = "Direct preference optimisation: raises the likelihood of chosen answers against rejected ones, relative to a "
                    "frozen reference. Answers longer than --length lose their end." OUTPUT_TEXT,

@@ -50,6 +50,25 @@ answers "$kvfold" dpo $books --prefs "$work/pairs.jsonl" --out "$work/preferred"
 # shellcheck disable=SC2086
 answers "$kvfold" align "$work/mla" --teacher $books --data $held_out --out "$work/aligned" --steps 2 $small --json
 
+# A recipe gives what the command line does not; every recipe of this repository is read.
+printf 'objective: dpo\ndata: [%s]\nsteps: 3\nlength: 40\nbatch: 2\n' "$work/pairs.jsonl" >"$work/dpo.yaml"
+answers "$kvfold" dpo $books --recipe "$work/dpo.yaml" --out "$work/by-recipe" --steps 1 --threads 1 --json
+is steps 1
+expect 2 "$kvfold" finetune $books --recipe "$work/dpo.yaml" --out "$work/no"
+says dpo
+printf 'lenght: 40\n' >"$work/misspelt.yaml"
+expect 2 "$kvfold" finetune $books --recipe "$work/misspelt.yaml" --out "$work/no"
+says "nearest: length"
+for recipe in recipes/*/*.yaml; do
+  case $(grep '^objective' "$recipe") in
+    *forward-kl) set -- distill --teacher $books ;;
+    *dpo) set -- dpo ;;
+    *) set -- finetune ;;
+  esac
+  expect 1 "$kvfold" "$@" $books --recipe "$recipe" --out "$work/no"
+  says "jsonl.zst cannot be read"
+done
+
 # A smaller student of a configuration of its own.
 sed 's/"num_hidden_layers": 8/"num_hidden_layers": 2/' $books/config.json >"$work/config.json"
 answers "$kvfold" init "$work/config.json" "$work/small" --tokenizer $books --seed 5 --json
@@ -71,7 +90,7 @@ says q4_0
 expect 2 "$kvfold" finetune "$work/mla" --data $held_out --out "$work/no"
 says steps
 expect 2 "$kvfold" finetune "$work/mla" --out "$work/no" --steps 1
-says data
+says "no data"
 expect 2 "$kvfold" distill "$work/mla" --data $held_out --out "$work/no" --steps 1
 says teacher
 expect 2 "$kvfold" finetune "$work/mla" --data $held_out --out "$work/no" --steps 1 --schedule flat
