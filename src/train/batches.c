@@ -6,7 +6,7 @@
 #include "base/random.h"
 
 kf_status kf_window_create(int64_t capacity, kf_window *out, kf_error *e) {
-  *out = (kf_window){.capacity = capacity};
+  *out = (kf_window){0};
   KF_NEW(out->ids, capacity, e);
   KF_NEW(out->target, capacity, e);
   KF_NEW(out->weight, capacity, e);

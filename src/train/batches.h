@@ -29,10 +29,10 @@ typedef struct kf_mix {
 
 /* One step's worth: tokens with their targets and sequences. weight 1: counts in the loss, 0: does not. */
 typedef struct kf_window {
-  int32_t *ids, *target; /* [capacity] */
+  int32_t *ids, *target; /* [count], room for what it was created with */
   float *weight;
-  kf_extent *sequence; /* [capacity] */
-  int64_t count, capacity;
+  kf_extent *sequence; /* [sequences] */
+  int64_t count;
   int sequences;
 } kf_window;
 

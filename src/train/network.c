@@ -23,13 +23,6 @@ kf_status kf_work_take(kf_network *n, kf_work slot, int64_t count, float **out, 
   return kf_keep(&n->work[slot], count, out, e);
 }
 
-int64_t kf_network_bytes(const kf_network *n) {
-  int64_t sum = 0;
-  for (int i = 0; i < KF_WORKS; i++) sum += n->work[i].capacity;
-  for (int i = 0; i < n->config->layers; i++) sum += n->saved[i].x.capacity + n->saved[i].out.capacity + n->saved[i].lse.capacity;
-  return sum * (int64_t)sizeof(float);
-}
-
 /* ---------------------------------------------------------------------------------------------- parameters of a layer */
 
 typedef struct binder {

@@ -41,7 +41,6 @@ kf_status kf_network_create(const kf_config *c, kf_device *d, kf_parameters *p, 
 void kf_network_free(kf_network *n);
 /* After kf_parameters_choose(): which gradients are wanted. */
 kf_status kf_network_bind(kf_network *n, kf_error *e);
-int64_t kf_network_bytes(const kf_network *n); /* of activations, now */
 
 /* Hidden states after the last layer, before the final norm: [tokens, hidden], the network's own until the next call. */
 kf_status kf_network_forward(kf_network *n, const kf_tokens *t, float **hidden, kf_error *e);

@@ -15,7 +15,7 @@ typedef struct kf_objective_settings {
 typedef struct kf_totals {
   double loss, nll, divergence; /* nll and divergence: of what is learnt, unweighted */
   double correct;               /* preferences: pairs in the right order */
-  double count;                 /* learnt tokens; pairs; tokens x layers when layers are aligned */
+  double count;                 /* learnt tokens; pairs; layers, once a micro-batch, when they are aligned */
 } kf_totals;
 
 /* A frozen model that runs beside the student: its sequences and hidden states. */
@@ -35,11 +35,10 @@ typedef struct kf_objective_run {
   const kf_objective *objective;
   kf_objective_settings settings;
   kf_network *network;
-  const kf_config *config;
   kf_device *device;
   kf_frozen frozen;                 /* teacher or reference; model NULL: none */
-  double *nll, *divergence, *other; /* [capacity] rows of a micro-batch */
-  float *weight;                    /* [capacity] */
+  double *nll, *divergence, *other; /* [rows] of a micro-batch */
+  float *weight;                    /* [rows] */
   float *first, *second;            /* hidden states of one micro-batch, when layers are aligned */
   int64_t rows, states;
 } kf_objective_run;

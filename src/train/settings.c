@@ -23,8 +23,8 @@ static kf_status check_numbers(const kf_train_options *s, kf_error *e) {
   } numbers[] = {{"learning rate", s->rate, 0, 1e3},
                  {"warmup", s->warmup, 0, 1e12},
                  {"decay", s->decay, 0, 1e12},
-                 {"beta1", s->beta1, 0, 1},
-                 {"beta2", s->beta2, 0, 1},
+                 {"beta1", s->beta1, 0, 0.999999},
+                 {"beta2", s->beta2, 0, 0.999999},
                  {"eps", s->eps, 0, 1},
                  {"weight decay", s->weight_decay, 0, 1e3},
                  {"temperature", s->temperature, 1e-3, 1e3},
@@ -73,7 +73,7 @@ kf_status kf_training_settings(kf_training *t, kf_error *e) {
   s->eps = either(s->eps, 1e-8);
   s->clip = either(s->clip, 1);
   s->decay = either(s->decay, 0.1);
-  s->kl_weight = either(s->kl_weight, s->ce_weight != 0 ? 0 : 1);
+  s->kl_weight = either(s->kl_weight, 1);
   s->temperature = either(s->temperature, 1);
   s->dpo_beta = either(s->dpo_beta, 0.1);
   if (!s->save_every) s->save_every = DEFAULT_SAVE;

@@ -87,7 +87,6 @@ static kf_status prepare(kf_training *t, const char *student, kf_error *e) {
   KF_TRY(kf_parameters_choose(t->parameters, t->set.train, t->set.train_count, t->set.freeze, t->set.freeze_count, e));
   KF_TRY(kf_network_create(&t->config, t->run.device, t->parameters, &t->network, e));
   t->run.network = t->network;
-  t->run.config = &t->config;
   t->result.trained_parameters = kf_parameters_trained(t->parameters);
   KF_TRY(kf_tokenizer_beside(&t->weights, t->student, &t->tokenizer, e));
   KF_TRY(open_data(t, e));

@@ -42,7 +42,7 @@ static void open_bench(bench *b, const char *objective, const char *frozen) {
   must(kf_network_create(&b->config, b->device, b->parameters, &b->network, &e), &e);
   must(kf_objective_find(objective, &b->run.objective, &e), &e);
   b->run.settings = (kf_objective_settings){.ce = 0.3f, .kl = 0.7f, .temperature = 1.5f, .beta = 0.4, .smoothing = 0.1};
-  b->run.network = b->network, b->run.config = &b->config, b->run.device = b->device;
+  b->run.network = b->network, b->run.device = b->device;
   snprintf(path, sizeof path, "%s/%s", directory, frozen ? frozen : "");
   kf_model_options o = {.compute = KF_COMPUTE_F32, .threads = 1};
   if (frozen) must(kf_model_open(path, &o, &b->run.frozen.model, &e), &e);
