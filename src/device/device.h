@@ -160,7 +160,7 @@ struct kf_device {
   /* dx [m, k] = dy W (with add, +=), dw [n, k] += dy^T x, dbias [n] += sum of dy's rows; any of the three may be NULL. */
   void (*matrix_backward)(kf_device *d, float *dx, float *dw, float *dbias, const float *dy, const float *x, const kf_matrix *w,
                           int64_t m, bool add);
-  /* dx = gradient (with add, +=), dw [n] += (NULL: not wanted). x: the input of rmsnorm(). dx may be dy. */
+  /* dx = gradient (with add, +=), dw [n] += (NULL: not wanted). x: the input of rmsnorm(). dx may be dy or x. */
   void (*rmsnorm_backward)(kf_device *d, float *dx, float *dw, const float *dy, const float *x, const float *w, int64_t m,
                            int64_t n, float eps, bool add);
   /* dx, the gradient of head_norm()'s output, becomes that of its input x; both have rows of their own stride. dw as w, +=. */
@@ -169,6 +169,8 @@ struct kf_device {
   /* Causal, of whole sequences; the forward fills out and lse, the backward dq, dk and dv. Memory is linear in m. */
   void (*attention_forward)(kf_device *d, const kf_attention_shape *shape, const kf_attention_pass *sequences, int count);
   void (*attention_backward)(kf_device *d, const kf_attention_shape *shape, const kf_attention_pass *sequences, int count);
+  /* y [m, f] = silu(gate) * up, gate_up: [m, 2f] gate first. */
+  void (*swiglu_forward)(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f);
   /* d_gate_up [m, 2f] from dy [m, f]; it may be gate_up. */
   void (*swiglu_backward)(kf_device *d, float *d_gate_up, const float *dy, const float *gate_up, int64_t m, int64_t f);
   /* y [m, n] = rows ids[i] of table; the reverse: rows ids[i] of d_table += dy. */
@@ -179,7 +181,7 @@ struct kf_device {
   void (*softmax_loss)(kf_device *d, const kf_softmax_loss *l, float *logits, const float *teacher, const int32_t *target,
                        const float *weight, int64_t m, int64_t v, double *nll, double *divergence);
   void (*adamw)(kf_device *d, const kf_adamw *o, float *w, float *first, float *second, const float *gradient, int64_t n);
-  /* In fp64, the same whatever the number of threads. */
+  /* The same whatever the number of threads. */
   double (*sum_squares)(kf_device *d, const float *x, int64_t n);
 
   void (*close)(kf_device *d);

@@ -242,7 +242,7 @@ static kf_status mlp_hidden(kf_network *n, const kf_block *b, const float *x, in
   KF_TRY(kf_work_take(n, KF_WORK_ACT, m * f, act, e));
   d->rmsnorm(d, h, x, b->post_norm.w, m, hidden, n->config->eps);
   d->matrix(d, gate_up, h, &b->gate_up.matrix, m, false);
-  d->swiglu(d, *act, gate_up, m, f);
+  d->swiglu_forward(d, *act, gate_up, m, f);
   return KF_OK;
 }
 

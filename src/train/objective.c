@@ -41,7 +41,7 @@ static kf_status frozen_begin(kf_frozen *f, const kf_window *w, kf_error *e) {
   }
   for (int i = 0; i < w->sequences; i++) {
     kf_sequence_reset(f->sequence[i]);
-    f->span[i] = (kf_span){f->sequence[i], w->sequence[i].first, w->sequence[i].count};
+    f->span[i] = (kf_span){.sequence = f->sequence[i], .offset = w->sequence[i].first, .count = w->sequence[i].count};
   }
   return kf_embed(&m->weights, m->embedding, w->ids, w->count, f->x, e);
 }

@@ -11,7 +11,7 @@
 
 #include "device/cpu/cpu.h"
 
-enum { BLOCK = KF_PANEL, SQUARE = BLOCK * BLOCK };
+enum { BLOCK = KF_PANEL, SQUARE = BLOCK * BLOCK, LANES = 16 /* parts that softmax() may keep a sum in */ };
 
 /* Memory of one task, handed out piece by piece; counted only when base is NULL. */
 typedef struct room {
@@ -102,7 +102,7 @@ static int64_t first_visible(const kf_attention_shape *s, int64_t position) {
 typedef struct forward_work {
   char *keys, *values, *q, *p;
   float *s, *out;
-  float maximum[BLOCK], sum[BLOCK], alpha[BLOCK];
+  float maximum[BLOCK], sum[BLOCK][LANES], alpha[BLOCK];
 } forward_work;
 
 static size_t forward_room(const kf_tile_kernels *tile, const kf_attention_shape *s, int64_t m, char *base, forward_work *w) {
@@ -126,7 +126,7 @@ static void softmax_block(const kf_tile_kernels *tile, const kf_attention_shape 
     char *p = w->p + (size_t)(r * BLOCK) * kf_element(tile->type);
     w->alpha[r] = 1;
     if (low < high)
-      w->alpha[r] = tile->softmax(w->s + r * BLOCK, BLOCK, low, high, NULL, s->scale * log2e, &w->maximum[r], &w->sum[r], p);
+      w->alpha[r] = tile->softmax(w->s + r * BLOCK, BLOCK, low, high, NULL, s->scale * log2e, &w->maximum[r], w->sum[r], p);
     else
       memset(p, 0, BLOCK * kf_element(tile->type));
   }
@@ -140,10 +140,8 @@ static void forward_block(const kf_tile_kernels *tile, const kf_attention_shape 
   head_rows q = query_rows(s, p, head);
   convert_rows(tile, w->q, &q, first, n);
   memset(w->out, 0, (size_t)(BLOCK * width) * sizeof *w->out);
-  for (int64_t r = 0; r < n; r++) {
-    w->maximum[r] = -INFINITY;
-    w->sum[r] = 0;
-  }
+  memset(w->sum, 0, sizeof w->sum);
+  for (int64_t r = 0; r < n; r++) w->maximum[r] = -INFINITY;
   for (int64_t b = first_visible(s, first) / BLOCK; b * BLOCK < first + n; b++) {
     tile->multiply(w->s, BLOCK, w->q, inner, w->keys + (size_t)b * key_bytes, s->d_qk, n, BLOCK, NULL, NULL);
     softmax_block(tile, s, w, first, n, b * BLOCK);
@@ -152,8 +150,10 @@ static void forward_block(const kf_tile_kernels *tile, const kf_attention_shape 
   }
   for (int64_t r = 0; r < n; r++) {
     int64_t row = (first + r) * s->heads + head;
-    for (int j = 0; j < s->d_v; j++) p->out[row * s->d_v + j] = w->out[r * width + j] / w->sum[r];
-    p->lse[row] = (w->maximum[r] + log2f(w->sum[r])) * 0.693147181f;
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += w->sum[r][i];
+    for (int j = 0; j < s->d_v; j++) p->out[row * s->d_v + j] = w->out[r * width + j] / sum;
+    p->lse[row] = (w->maximum[r] + log2f(sum)) * 0.693147181f;
   }
 }
 

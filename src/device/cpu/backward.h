@@ -15,6 +15,7 @@ typedef struct kf_row_pair {
 typedef struct kf_backward_kernels {
   /* y (+)= inverse w dy - x inverse^3 / n sum(dy w x); dw (NULL: not wanted) += dy x inverse. y may be dy. */
   void (*norm)(float *y, float *dw, const float *dy, const float *x, const float *w, float inverse, int64_t n, bool add);
+  void (*swiglu_forward)(float *y, const float *gate, const float *up, int64_t n);
   void (*swiglu)(float *d_gate, float *d_up, const float *dy, const float *gate, const float *up, int64_t n);
   /* One key against 64 queries: p = e^(scale s - lse) in s, p (dp - delta) scale in dp; both 0 outside [low, high). */
   void (*scores)(float *s, float *dp, const float *lse, const float *delta, float scale, int low, int high);

@@ -35,6 +35,13 @@ static void norm(float *y, float *dw, const float *dy, const float *x, const flo
     for (int64_t i = 0; i < n; i++) y[i] = inverse * w[i] * dy[i] - x[i] * back;
 }
 
+static void swiglu_forward(float *y, const float *gate, const float *up, int64_t n) {
+  for (int64_t i = 0; i < n; i += VL) {
+    vf g = load_tail(gate + i, n - i);
+    store_tail(y + i, g / (vf_set(1) + vf_exp(vf_set(0) - g)) * load_tail(up + i, n - i), n - i);
+  }
+}
+
 static void swiglu(float *d_gate, float *d_up, const float *dy, const float *gate, const float *up, int64_t n) {
   for (int64_t i = 0; i < n; i += VL) {
     vf g = load_tail(gate + i, n - i), u = load_tail(up + i, n - i), d = load_tail(dy + i, n - i);
@@ -152,4 +159,4 @@ static void adamw(const kf_adamw *o, float *restrict w, float *restrict first, f
 }
 
 #define KF_BACKWARD_KERNELS \
-  { norm, swiglu, scores, dot, sum_exp, softmax, divergence, gradient, adamw }
+  { norm, swiglu_forward, swiglu, scores, dot, sum_exp, softmax, divergence, gradient, adamw }

@@ -54,6 +54,12 @@ static void head_norm_backward(kf_device *d, float *dx, int64_t dx_stride, float
   if (dw) add_partial(dw, sums, threads, width);
 }
 
+static void swiglu_forward(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f) {
+  const kf_cpu *c = kf_cpu_of(d);
+#pragma omp parallel for num_threads(kf_threads_for(c, (double)(m * f) * 4))
+  for (int64_t i = 0; i < m; i++) c->backward->swiglu_forward(y + i * f, gate_up + i * 2 * f, gate_up + i * 2 * f + f, f);
+}
+
 /* d_gate_up may be gate_up: the kernel reads both halves of a vector before it writes them. */
 static void swiglu_backward(kf_device *d, float *d_gate_up, const float *dy, const float *gate_up, int64_t m, int64_t f) {
   const kf_cpu *c = kf_cpu_of(d);
@@ -87,6 +93,7 @@ static void scatter_add(kf_device *d, float *d_table, const float *dy, const int
 void kf_cpu_elementwise_backward_table(kf_device *d) {
   d->rmsnorm_backward = rmsnorm_backward;
   d->head_norm_backward = head_norm_backward;
+  d->swiglu_forward = swiglu_forward;
   d->swiglu_backward = swiglu_backward;
   d->gather = gather;
   d->scatter_add = scatter_add;
