@@ -98,7 +98,7 @@ static void ours(void *what) {
 static void theirs(void *what) {
   product *p = what;
   const kf_weight *w = p->weights[0];
-  kf_onednn_shape shape = {p->m, w->n, w->k, w->type, w->panels, false, false};
+  kf_onednn_shape shape = {.m = p->m, .n = w->n, .k = w->k, .type = w->type, .panels = w->panels};
   kf_onednn_linear(kf_cpu_of(device)->onednn, &shape, p->y, p->converted, w->data, NULL, &device->error);
 }
 

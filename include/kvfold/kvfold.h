@@ -224,12 +224,12 @@ typedef struct kf_setting {
 } kf_setting;
 
 typedef struct kf_convert_options {
-  const char *method; /* "fold", "transmla", ...: kf_method_name() */
+  const char *method; /* "fold", "transmla", ...: kf_method_name(); NULL: "fold" */
   const char *cache;  /* "192", "50%" or NULL: elements per token and layer */
   const char *dtype;  /* "f32", "bf16", "f16" or NULL: the source's */
   const kf_setting *settings;
   int setting_count;
-  const char *const *calibration; /* files of text */
+  const char *const *calibration; /* files of text; none: a method that wants text lets the model write it */
   int calibration_count;
   int64_t calibration_tokens; /* 0: the method's default */
   int64_t shard_bytes;        /* 0: 1 GiB */
@@ -242,6 +242,9 @@ typedef struct kf_convert_result {
   int64_t source_cache_elements, cache_elements; /* per token, summed over layers */
   int64_t source_parameters, parameters;
   int layers_converted, layers_kept, layers_resumed;
+  /* What was lost, where the method measures it on calibration text that nothing was fitted to; tokens 0: it does not. */
+  int64_t held_out_tokens;
+  double held_out_kl, held_out_perplexity_ratio; /* mean KL(source || converted) in nats; of perplexities */
   double seconds;
 } kf_convert_result;
 
@@ -258,6 +261,89 @@ void kf_recipe_free(kf_recipe *r);
 /* One name a method: kf_method_name(0), (1), ... until NULL; and a sentence on it. */
 const char *kf_method_name(int index);
 const char *kf_method_help(int index);
+
+/* ------------------------------------------------------------------------------------------------ training */
+
+typedef struct kf_train_step {
+  int64_t step, steps, tokens;  /* steps done and in all; tokens so far */
+  double loss, nll, divergence; /* means of this step: nll and divergence a learnt token, in nats */
+  double correct;               /* dpo, ipo: part of the pairs in the right order */
+  double rate, gradient_norm, tokens_per_second;
+} kf_train_step;
+
+/* Zero and NULL stand for the default, which is given behind each. */
+typedef struct kf_train_options {
+  const char *objective; /* kf_objective_name(): "ce" */
+  const char *teacher; /* MODEL with the same vocabulary that a distillation follows; of dpo and ipo the reference, by default the
+                            student as it starts */
+  const char *const *data;
+  int data_count;
+  const double *weights;  /* [data_count] shares of the files in a step; NULL: by their tokens */
+  const char *data_cache; /* directory of tokenised data; kvfold/tokens below the user's cache directory */
+  bool skip_bad;          /* records that cannot be used are skipped, with a note; else an error with file and line */
+  bool answers;           /* of messages learn the assistant's alone; else every token */
+  bool isolated;          /* packed documents do not attend to one another */
+  int64_t steps, tokens;  /* length of the run; one of both is given. A step has batch x length tokens. */
+  int length;             /* tokens of a sequence: the model's context, 1024 at most */
+  int batch;              /* sequences (pairs) a step: 8 */
+  int micro;              /* sequences (pairs) in memory at a time: as many as make 4096 tokens */
+  double rate;            /* peak learning rate: the objective's, 1e-4 or 5e-7 */
+  const char *schedule;   /* "cosine", "linear", "constant", "wsd", "1-sqrt": cosine */
+  double warmup, decay;   /* steps, or below 1 a part of them: 0; 0.1 (wsd, 1-sqrt) */
+  double beta1, beta2, eps, weight_decay;   /* AdamW: 0.9, 0.95, 1e-8, 0 */
+  double clip;                              /* of the gradient's norm: 1; below 0: none */
+  bool by_sequence;                         /* divide a step's loss by its sequences, not by its tokens (X-EcoMLA's code does) */
+  double ce_weight, kl_weight, temperature; /* of a distillation: 0, 1, 1 */
+  double dpo_beta, label_smoothing;         /* 0.1, 0 */
+  const char *const *train, *const *freeze; /* patterns of tensor names; NULL: everything is trained */
+  int train_count, freeze_count;
+  uint64_t seed;
+  int64_t save_every; /* steps between checkpoints: 100 */
+  bool resume;        /* go on from OUT.run's checkpoint, which must be of the same settings */
+  const char *dtype;  /* "f32", "bf16", "f16" of the weights written: the student's */
+  kf_compute compute;
+  int threads;
+  kf_hooks hooks;
+  /* After every step; may be NULL. */
+  void (*on_step)(void *user, const kf_train_step *step);
+  void *user;
+} kf_train_options;
+
+typedef struct kf_train_result {
+  int64_t steps, tokens;
+  double first_loss, last_loss; /* means of the first and the last tenth of the steps that this call made */
+  int64_t trained_parameters;
+  double seconds, tokens_per_second;
+} kf_train_result;
+
+/* Trains STUDENT and writes OUT, a directory that loads like any other. Until it is written the run stands in OUT.run: its
+ * checkpoint, put in place by one rename each time, and train.jsonl, one object a step. The same input gives the same bytes, also
+ * when it was interrupted and resumed. Errors: OUT exists; OUT.run exists and resume was not asked; another vocabulary; data that
+ * cannot be used; a loss that is not finite (the step, the first tensor concerned; the checkpoint stays); a device or layer that
+ * does not train. out may be NULL. */
+kf_status kf_train(const char *student, const char *out_path, const kf_train_options *o, kf_train_result *out, kf_error *e);
+
+/* A recipe file (YAML): fields of kf_train_options by their names, those that say where and how a run is made (teacher, caches,
+ * resume, compute, hooks) left out. The options point into *owner. Errors: an unknown key, with the nearest known one. */
+typedef struct kf_train_recipe kf_train_recipe;
+kf_status kf_train_recipe_read(const char *path, kf_train_recipe **owner, kf_train_options *out, kf_error *e);
+void kf_train_recipe_free(kf_train_recipe *r);
+
+typedef struct kf_init_options {
+  const char *tokenizer; /* MODEL whose tokenizer is taken along; NULL: none */
+  const char *dtype;     /* "f32" (default), "bf16", "f16" */
+  uint64_t seed;
+  kf_hooks hooks;
+} kf_init_options;
+
+/* Writes DST, a model with random weights: matrices normal with the configuration's initializer_range (0.02), norms 1, biases 0.
+ * config: a config.json, or the directory that has one. parameters may be NULL. Errors: DST exists; a configuration that cannot
+ * be; a tokenizer of more tokens than the vocabulary has. */
+kf_status kf_init(const char *config, const char *dst, const kf_init_options *o, int64_t *parameters, kf_error *e);
+
+/* One name an objective: kf_objective_name(0), (1), ... until NULL; and a sentence on it. */
+const char *kf_objective_name(int index);
+const char *kf_objective_help(int index);
 
 /* ------------------------------------------------------------------------------------------------ export */
 
@@ -283,6 +369,12 @@ typedef struct kf_export_result {
  * model; a model that DeepSeek's graph cannot express (a RoPE key for each head, a frequency used twice, biases, q/k norms, sliding
  * windows, dynamic or longrope scaling, grouped layers). llama3's RoPE scaling becomes YaRN, with a note on what differs. */
 kf_status kf_export(const char *model, const char *out_path, const kf_export_options *o, kf_export_result *out, kf_error *e);
+
+/* Converts SRC and exports the result to OUT in one go; OUT.converted, a directory, is there meanwhile (OUT.converted.partial is
+ * where an interrupted conversion resumes). A GGUF source is the export's `source` unless one is given. target, converted and
+ * exported may be NULL. Errors: those of kf_convert and kf_export. */
+kf_status kf_convert_export(const char *src, const char *out_path, const kf_convert_options *o, const kf_export_options *target,
+                            kf_convert_result *converted, kf_export_result *exported, kf_error *e);
 
 /* ------------------------------------------------------------------------------------------------ comparison, report */
 

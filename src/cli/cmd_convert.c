@@ -8,14 +8,14 @@
 
 typedef struct arguments {
   cli_common common;
-  const char *method, *cache, *dtype, *recipe;
+  const char *method, *cache, *dtype, *recipe, *format;
   cli_list set, calibration;
   int64_t calibration_tokens;
 } arguments;
 
 static const cli_option options[] = {
     {"method", "NAME", CLI_TEXT, offsetof(arguments, method), 0, 0,
-     "mha2mla, x-ecomla, fold, transmla, care, kv-heads, or none (only writes the model anew: GGUF to a directory, another "
+     "fold (default), mha2mla, x-ecomla, transmla, care, kv-heads, or none (only writes the model anew: GGUF to a directory, another "
      "dtype)"},
     {"cache", "N|P%", CLI_TEXT, offsetof(arguments, cache), 0, 0,
      "elements per token and layer, latent and all rope dimensions; P% of the source's, rounded down; default 50%"},
@@ -23,11 +23,14 @@ static const cli_option options[] = {
     {"dtype", "f32|bf16|f16", CLI_TEXT, offsetof(arguments, dtype), 0, 0,
      "of the weights written; default: the source's, bf16 for a quantised one"},
     {"calibration", "FILE ...", CLI_LIST, offsetof(arguments, calibration), 0, 0,
-     "text for methods that look at activations: plain, JSONL, or .zst of both; may be repeated"},
+     "text for methods that look at activations: plain, JSONL, or .zst of both; may be repeated; default: what the model itself "
+     "writes"},
     {"calibration-tokens", "N", CLI_LONG, offsetof(arguments, calibration_tokens), 1, 1e12,
      "read at most N tokens of it; default 16384"},
     {"recipe", "FILE.yaml", CLI_TEXT, offsetof(arguments, recipe), 0, 0,
      "read method, cache, set, dtype, calibration and calibration-tokens from a file; options given here come before its own"},
+    {"format", "deepseek-v3|gguf", CLI_TEXT, offsetof(arguments, format), 0, 0,
+     "export the result in the same go, as export does; default: gguf when DST ends in .gguf, else kvfold's own directory"},
     CLI_COMPUTE_OPTIONS,
     CLI_JSON_OPTION,
     CLI_END_OPTION,
@@ -57,22 +60,29 @@ static void override(const arguments *a, kf_convert_options *o) {
   if (a->common.threads) o->threads = a->common.threads;
 }
 
-static int print(const arguments *a, const kf_convert_options *o, const kf_convert_result *r) {
-  const char *dst = a->common.operand[1];
+static int print(const arguments *a, const kf_convert_options *o, const kf_convert_result *r, const kf_export_result *x) {
+  const char *dst = a->common.operand[1], *method = o->method ? o->method : "fold";
   double part = r->source_cache_elements ? (double)r->cache_elements / (double)r->source_cache_elements : 0;
   if (!a->common.json) {
-    printf("%-12s %s by %s\n", "wrote", dst, o->method);
+    printf("%-12s %s by %s", "wrote", dst, method);
+    if (x->tensors) printf(" as %s, %s, %" PRId64 " bytes of weights", x->format, x->dtype, x->bytes);
+    printf("\n");
     printf("%-12s %" PRId64 " -> %" PRId64 " elements a token (%.1f%%)\n", "cache", r->source_cache_elements, r->cache_elements,
            100 * part);
     printf("%-12s %" PRId64 " -> %" PRId64 "\n", "parameters", r->source_parameters, r->parameters);
     printf("%-12s %d converted, %d kept", "layers", r->layers_converted, r->layers_kept);
     if (r->layers_resumed) printf(", %d of them from an earlier run", r->layers_resumed);
     printf("\n%-12s %.2f s\n", "time", r->seconds);
+    if (r->held_out_tokens)
+      printf("%-12s perplexity x %.3f, KL %.4f nats a token, on %" PRId64 " tokens of calibration text that were held out\n", "lost",
+             r->held_out_perplexity_ratio, r->held_out_kl, r->held_out_tokens);
+    if (x->tensors && strcmp(x->format, "gguf") == 0) printf("%-12s llama-server -m %s\n", "serve", dst);
     return CLI_OK;
   }
   json_t *j = json_object();
   cli_set_text(j, "path", dst, strlen(dst));
-  cli_set_text(j, "method", o->method, strlen(o->method));
+  cli_set_text(j, "method", method, strlen(method));
+  if (x->tensors) cli_set_text(j, "format", x->format, strlen(x->format));
   json_object_set_new(j, "source_cache_elements_per_token", json_integer(r->source_cache_elements));
   json_object_set_new(j, "cache_elements_per_token", json_integer(r->cache_elements));
   json_object_set_new(j, "source_parameters", json_integer(r->source_parameters));
@@ -80,6 +90,11 @@ static int print(const arguments *a, const kf_convert_options *o, const kf_conve
   json_object_set_new(j, "layers_converted", json_integer(r->layers_converted));
   json_object_set_new(j, "layers_kept", json_integer(r->layers_kept));
   json_object_set_new(j, "layers_resumed", json_integer(r->layers_resumed));
+  if (r->held_out_tokens) {
+    json_object_set_new(j, "held_out_tokens", json_integer(r->held_out_tokens));
+    cli_set_real(j, "held_out_kl", r->held_out_kl);
+    cli_set_real(j, "held_out_perplexity_ratio", r->held_out_perplexity_ratio);
+  }
   cli_set_real(j, "seconds", r->seconds);
   return cli_print_json(j);
 }
@@ -87,15 +102,18 @@ static int print(const arguments *a, const kf_convert_options *o, const kf_conve
 static int convert(const arguments *a, kf_convert_options *o, kf_setting *setting) {
   kf_error e = {0};
   kf_convert_result r = {0};
+  kf_export_result x = {0};
   cli_reporter reporter;
   o->setting_count = add_recipe_settings(o, setting, a->set.count);
   o->settings = setting;
   override(a, o);
-  if (!o->method) return cli_say(CLI_USAGE, "convert needs --method NAME or a recipe that has one");
   o->hooks = cli_hooks(&reporter);
-  kf_status s = kf_convert(a->common.operand[0], a->common.operand[1], o, &r, &e);
+  const char *src = a->common.operand[0], *dst = a->common.operand[1], *end = strrchr(dst, '.');
+  bool exports = a->format || (end && strcmp(end, ".gguf") == 0);
+  kf_export_options target = {.format = a->format, .hooks = o->hooks};
+  kf_status s = exports ? kf_convert_export(src, dst, o, &target, &r, &x, &e) : kf_convert(src, dst, o, &r, &e);
   cli_report_end(&reporter, s == KF_OK);
-  return s == KF_OK ? print(a, o, &r) : cli_fail(&e);
+  return s == KF_OK ? print(a, o, &r, &x) : cli_fail(&e);
 }
 
 static int run(void *p) {
@@ -122,7 +140,7 @@ static int run(void *p) {
 const cli_command cli_convert = {
     .name = "convert",
     .summary = "convert a model to Multi-head Latent Attention",
-    .operands = "SRC DST --method NAME",
+    .operands = "SRC DST",
     .least_operands = 2,
     .most_operands = 2,
     .options = options,
@@ -170,11 +188,15 @@ const cli_command cli_convert = {
         "  rank_policy=uniform|dynamic|progressive   latents of each layer; default uniform; their sum keeps the budget\n\n"
         "kv-heads needs --calibration; it merges KV heads, and the result is a grouped model like the source.\n"
         "  kv_heads=N        a divisor of the source's; instead of --cache, of which it takes 2 x head_dim each\n\n"
-        "fold needs --calibration; it weighs rotated pairs and latents by the output error that leaving them out\n"
-        "would cause on that text, and is made for use without training; --cache N holds 2 x rope_pairs and the latents.\n"
-        "  rope_pairs=N      rotated pairs, shared by all heads; default: the best of 1/24, 1/12 and 1/8 of the budget\n"
-        "  selection=auto|fold|greedy   how they are chosen; default auto: the better of both\n"
-        "  refit=output|none   fit each output projection to the converted layers before it; default output",
+        "fold weighs rotated pairs and latents by the output error that leaving them out would cause on calibration text,\n"
+        "and is made for use without training; --cache N holds 2 x rope_pairs and the latents.\n"
+        "  rope_pairs=N      rotated pairs, shared by all heads; default: the best of several parts of the budget\n"
+        "  rope_table=stock|any   stock (default): one table of frequencies for all layers, which other engines can run;\n"
+        "                    any: each layer chooses freely\n"
+        "  selection=auto|fold|greedy   how pairs are chosen with rope_table=any; default auto: the better of both\n"
+        "  refit=all|output|none   fit queries and output projection (default), the latter alone, or neither, to the\n"
+        "                    source, with the converted layers before them in place\n"
+        "  window=N          tokens of a calibration window; default 512",
     .keys = "path, method                     strings\n"
             "source_cache_elements_per_token, cache_elements_per_token   summed over layers\n"
             "source_parameters, parameters\n"
@@ -184,6 +206,7 @@ const cli_command cli_convert = {
         "kvfold convert examples/books-7m books-mla --method x-ecomla --cache 50%\n"
         "kvfold convert examples/books-7m books-mla --method mha2mla --cache 128 --set rope_policy=high --set rope_pairs=2\n"
         "kvfold convert examples/books-7m books-mla --method fold --cache 25% --calibration text.jsonl.zst\n"
+        "kvfold convert model.gguf model-mla.gguf\n"
         "kvfold convert model.gguf model-dir --method none --dtype bf16\n"
         "kvfold convert SRC DST --recipe recipe.yaml --cache 25%",
 };

@@ -37,11 +37,14 @@ static bool wrong_value(const cli_option *o, const char *text, const char *expec
 static bool set_number(const cli_option *o, const char *text, void *target) {
   char *end = NULL;
   errno = 0;
-  if (o->kind == CLI_REAL) {
+  if (o->kind == CLI_REAL || o->kind == CLI_DOUBLE) {
     double x = strtod(text, &end);
     if (end == text || *end || errno || !isfinite(x)) return wrong_value(o, text, "a number");
     if (x < o->low || x > o->high) goto range;
-    *(float *)target = (float)x;
+    if (o->kind == CLI_REAL)
+      *(float *)target = (float)x;
+    else
+      *(double *)target = x;
     return true;
   }
   if (o->kind == CLI_SEED) {

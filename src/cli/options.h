@@ -15,6 +15,7 @@ typedef enum cli_kind {
   CLI_LONG,   /* int64_t */
   CLI_SEED,   /* uint64_t */
   CLI_REAL,   /* float */
+  CLI_DOUBLE, /* double */
   CLI_CHOICE, /* int: index in `value`, names separated by | */
   CLI_LIST,   /* cli_list: may be repeated, and takes further words once all operands are there */
 } cli_kind;
@@ -69,7 +70,7 @@ typedef struct cli_command {
 } cli_command;
 
 extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert, cli_export,
-    cli_compare, cli_sweep;
+    cli_compare, cli_sweep, cli_finetune, cli_distill, cli_align, cli_dpo, cli_init;
 
 /* Fills the argument struct, which holds the defaults. False: wrong usage, told on stderr. Lists are freed by cli_free_lists. */
 bool cli_parse(const cli_command *c, int argc, char **argv, void *arguments);

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "convert/companions.h"
 #include "convert/record.h"
 #include "convert/self_samples.h"
 #include "convert/write.h"
@@ -103,44 +104,7 @@ static kf_status prepare(job *j, const char *src, const char *dst, kf_error *e) 
 /* ---------------------------------------------------------------------------------------------- tokenizer and its kin */
 
 static kf_status open_tokenizer(const job *j, kf_tokenizer **out, kf_error *e) {
-  const kf_gguf *g = kf_source_gguf(j->weights.source);
-  return g ? kf_tokenizer_from_gguf(g, out, e) : kf_tokenizer_from_directory(j->path, out, e);
-}
-
-/* generation_config.json of a model that came as GGUF. */
-static kf_status write_generation_config(const job *j, const char *directory, kf_error *e) {
-  char path[KF_PATH];
-  json_t *o = json_pack("{s:b}", "_from_model_config", 1), *eos = json_array();
-  if (j->config.bos >= 0) json_object_set_new(o, "bos_token_id", json_integer(j->config.bos));
-  for (int i = 0; i < j->config.eos_count; i++) json_array_append_new(eos, json_integer(j->config.eos[i]));
-  if (j->config.eos_count == 1) json_object_set(o, "eos_token_id", json_array_get(eos, 0));
-  if (j->config.eos_count > 1) json_object_set(o, "eos_token_id", eos);
-  json_decref(eos);
-  kf_status s = o ? kf_join(path, directory, "generation_config.json", e) : kf_fail(e, KF_ERROR_MEMORY, "out of memory");
-  if (s == KF_OK) s = kf_json_write(path, o, e);
-  json_decref(o);
-  return s;
-}
-
-static kf_status write_companions(const job *j, kf_error *e) {
-  static const char *const names[] = {
-      "tokenizer.json",      "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-      "chat_template.jinja", "chat_template.json",    "tokenizer.model",         "vocab.json",        "merges.txt"};
-  const char *directory = kf_output_path(j->output);
-  if (kf_source_gguf(j->weights.source)) {
-    kf_tokenizer *t;
-    KF_TRY(open_tokenizer(j, &t, e));
-    kf_status s = kf_tokenizer_write(t, directory, e);
-    kf_tokenizer_close(t);
-    return s == KF_OK ? write_generation_config(j, directory, e) : s;
-  }
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-    char from[KF_PATH], to[KF_PATH];
-    KF_TRY(kf_join(from, j->path, names[i], e));
-    KF_TRY(kf_join(to, directory, names[i], e));
-    if (kf_is_file(from)) KF_TRY(kf_copy_file(from, to, e));
-  }
-  return KF_OK;
+  return kf_tokenizer_beside(&j->weights, j->path, out, e);
 }
 
 /* ---------------------------------------------------------------------------------------------- weights */
@@ -250,6 +214,10 @@ static kf_status record_choice(job *j, kf_error *e) {
   if (!j->session || !j->plan.method->record) return KF_OK;
   KF_TRY(j->plan.method->record(j->session, &chosen, e));
   json_object_set_new(j->recipe, "chosen", chosen);
+  json_int_t tokens = 0;
+  json_unpack(chosen, "{s:{s:I,s:F,s:F}}", "held_out", "tokens", &tokens, "kl", &j->result.held_out_kl, "perplexity_ratio",
+              &j->result.held_out_perplexity_ratio);
+  j->result.held_out_tokens = tokens;
   return KF_OK;
 }
 
@@ -313,7 +281,7 @@ static kf_status run(job *j, const char *src, const char *dst, kf_error *e) {
   KF_TRY(record_choice(j, e));
   end_session(j); /* its scratch file stands in the output */
   KF_TRY(kf_output_seal(j->output, e));
-  KF_TRY(write_companions(j, e));
+  KF_TRY(kf_companions_write(&j->weights, j->path, kf_output_path(j->output), e));
   KF_TRY(write_config(j, e));
   KF_TRY(check_result(j, e));
   return kf_output_publish(j->output, e);

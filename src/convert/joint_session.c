@@ -60,8 +60,6 @@ kf_status kf_joint_resolve(kf_plan *p, int rope_dim, int freqfold, kf_error *e) 
   int dims[3], asked = rope->choice < 0 ? (int)rope->integer : 0;
   kf_joint_choice choices[KF_JOINT_TRIED];
   kf_joint_settings s = {.rope_dim = asked, .freqfold = fold->choice < 0 ? (int)fold->integer : 0};
-  if (!p->has_calibration)
-    return kf_fail(e, KF_ERROR_USAGE, "%s looks at calibration text: give --calibration FILE", p->method->name);
   p->needs_text = true;
   KF_TRY(kf_plan_layers(p, "all", e));
   KF_TRY(kf_projections_check(p, e));

@@ -20,7 +20,6 @@ kf_status kf_kv_heads_resolve(kf_plan *p, kf_error *e) {
   const kf_config *c = p->source;
   const kf_value *given = &p->value[KV_HEADS];
   int64_t each = 2 * (int64_t)c->head_dim, wanted = given->given ? given->integer : kf_plan_budget(p, 0) / each;
-  if (!p->has_calibration) return kf_fail(e, KF_ERROR_USAGE, "kv-heads looks at calibration text: give --calibration FILE");
   if (given->given && p->budget.given) return kf_fail(e, KF_ERROR_USAGE, "give a cache budget or kv_heads, not both");
   p->needs_text = true;
   KF_TRY(kf_plan_layers(p, "all", e));

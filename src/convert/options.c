@@ -125,11 +125,11 @@ static kf_status parse_budget(const char *text, kf_budget *b, kf_error *e) {
 }
 
 kf_status kf_plan_options(const kf_convert_options *o, kf_plan *p, kf_error *e) {
+  const char *method = o->method ? o->method : "fold";
   *p = (kf_plan){.o = o, .has_calibration = o->calibration_count > 0, .hooks = &o->hooks};
-  if (!o->method || !*o->method) return kf_fail(e, KF_ERROR_USAGE, "no conversion method was given");
   for (int i = 0; kf_method_at(i); i++)
-    if (strcmp(kf_method_name(i), o->method) == 0) p->method = kf_method_at(i);
-  if (!p->method) return unknown("method", o->method, method_word, NULL, e);
+    if (strcmp(kf_method_name(i), method) == 0) p->method = kf_method_at(i);
+  if (!p->method) return unknown("method", method, method_word, NULL, e);
   if (o->calibration_tokens < 0) return kf_fail(e, KF_ERROR_USAGE, "calibration tokens cannot be negative");
   if (o->shard_bytes < 0) return kf_fail(e, KF_ERROR_USAGE, "shard bytes cannot be negative");
   if (o->threads < 0) return kf_fail(e, KF_ERROR_USAGE, "threads cannot be negative");

@@ -68,6 +68,40 @@ typedef struct kf_head_rows {
   int64_t first, count;
 } kf_head_rows;
 
+/* What training needs beside: a matrix that is trained, rows [n, k] in the compute type (f32: the masters themselves). */
+typedef struct kf_matrix {
+  const void *w;
+  const float *bias; /* [n] f32 or NULL */
+  int64_t n, k;
+} kf_matrix;
+
+/* Attention over one whole sequence: token t's queries at q + t * q_stride, [heads, d_qk], and so on. A gradient has the
+ * strides of what it belongs to. */
+typedef struct kf_attention_pass {
+  int64_t m;
+  const float *q, *k, *v; /* rows of [heads, d_qk], [kv_heads, d_qk], [kv_heads, d_v] */
+  int64_t q_stride, k_stride, v_stride;
+  float *out, *lse;    /* [m, heads, d_v]; [m, heads] log of the sum of e^score */
+  const float *d_out;  /* [m, heads, d_v]; this and what follows: of the backward only */
+  float *dq, *dk, *dv; /* overwritten */
+} kf_attention_pass;
+
+typedef enum kf_divergence { KF_FORWARD_KL, KF_REVERSE_KL, KF_JENSEN_SHANNON } kf_divergence;
+
+/* Loss of a row: ce x cross-entropy + kl x T^2 D(p, q), p and q the softmax of the teacher's and the student's logits / T.
+ * D: KL(p || q), KL(q || p), or (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. T^2 keeps the size of the gradient. */
+typedef struct kf_softmax_loss {
+  float ce, kl, temperature;
+  kf_divergence divergence;
+} kf_softmax_loss;
+
+/* One step of AdamW (Loshchilov and Hutter, decoupled decay): with g = scale x gradient,
+ * first = b1 first + (1 - b1) g, second = b2 second + (1 - b2) g^2,
+ * w -= rate (first / correction1 / (sqrt(second / correction2) + eps) + decay w), correction_i = 1 - b_i^step. */
+typedef struct kf_adamw {
+  float rate, beta1, beta2, eps, decay, scale, correction1, correction2;
+} kf_adamw;
+
 typedef struct kf_device kf_device;
 struct kf_device {
   const char *name; /* "cpu" */
@@ -119,6 +153,40 @@ struct kf_device {
   /* Per row: kl[i] = KL(softmax(reference) || softmax(logits)), difference[i] = max |reference - logits|. */
   void (*divergence)(kf_device *d, const float *reference, const float *logits, int64_t m, int64_t v, double *kl,
                      double *difference);
+
+  /* ---- training. All of these are NULL on a device that does not train. "+=": gradients are added to what is there. The
+   * backward of rope() is rope() with the sines negated. */
+  /* to [n] in the compute type = from. */
+  void (*round)(kf_device *d, void *to, const float *from, int64_t n);
+  /* y [m, n] = x [m, k] W^T + bias; with add, y += that. */
+  void (*matrix)(kf_device *d, float *y, const float *x, const kf_matrix *w, int64_t m, bool add);
+  /* dx [m, k] = dy W (with add, +=), dw [n, k] += dy^T x, dbias [n] += sum of dy's rows; any of the three may be NULL. */
+  void (*matrix_backward)(kf_device *d, float *dx, float *dw, float *dbias, const float *dy, const float *x, const kf_matrix *w,
+                          int64_t m, bool add);
+  /* dx = gradient (with add, +=), dw [n] += (NULL: not wanted). x: the input of rmsnorm(). dx may be dy or x. */
+  void (*rmsnorm_backward)(kf_device *d, float *dx, float *dw, const float *dy, const float *x, const float *w, int64_t m,
+                           int64_t n, float eps, bool add);
+  /* dx, the gradient of head_norm()'s output, becomes that of its input x; both have rows of their own stride. dw as w, +=. */
+  void (*head_norm_backward)(kf_device *d, float *dx, int64_t dx_stride, float *dw, const float *x, int64_t x_stride, int64_t m,
+                             int heads, int n, const float *w, int w_heads, float eps);
+  /* Causal, of whole sequences; the forward fills out and lse, the backward dq, dk and dv. Memory is linear in m. */
+  void (*attention_forward)(kf_device *d, const kf_attention_shape *shape, const kf_attention_pass *sequences, int count);
+  void (*attention_backward)(kf_device *d, const kf_attention_shape *shape, const kf_attention_pass *sequences, int count);
+  /* y [m, f] = silu(gate) * up, gate_up: [m, 2f] gate first. */
+  void (*swiglu_forward)(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f);
+  /* d_gate_up [m, 2f] from dy [m, f]; it may be gate_up. */
+  void (*swiglu_backward)(kf_device *d, float *d_gate_up, const float *dy, const float *gate_up, int64_t m, int64_t f);
+  /* y [m, n] = rows ids[i] of table; the reverse: rows ids[i] of d_table += dy. */
+  void (*gather)(kf_device *d, float *y, const float *table, const int32_t *ids, int64_t m, int64_t n);
+  void (*scatter_add)(kf_device *d, float *d_table, const float *dy, const int32_t *ids, int64_t m, int64_t n);
+  /* Logits [m, v] become weight[i] x the loss's gradient; nll and divergence [m] are those of the rows themselves, unweighted.
+   * teacher [m, v] may be NULL when l->kl is 0 (divergence is then 0). A row of weight 0 is not looked at: all its numbers are 0. */
+  void (*softmax_loss)(kf_device *d, const kf_softmax_loss *l, float *logits, const float *teacher, const int32_t *target,
+                       const float *weight, int64_t m, int64_t v, double *nll, double *divergence);
+  void (*adamw)(kf_device *d, const kf_adamw *o, float *w, float *first, float *second, const float *gradient, int64_t n);
+  /* The same whatever the number of threads. */
+  double (*sum_squares)(kf_device *d, const float *x, int64_t n);
+
   void (*close)(kf_device *d);
 };
 

@@ -29,4 +29,19 @@ void kf_reference_head_times(float *y, int y_stride, const float *x, int64_t m, 
 void kf_reference_cross_entropy(const float *logits, const int32_t *target, int64_t m, int64_t v, double *nll, int32_t *best);
 void kf_reference_divergence(const float *reference, const float *logits, int64_t m, int64_t v, double *kl, double *difference);
 
+/* ---- training: reference_backward.c */
+/* w: [n, k] f32 */
+void kf_reference_matrix_backward(float *dx, float *dw, float *dbias, const float *dy, const float *x, const float *w, int64_t m,
+                                  int64_t n, int64_t k, bool add);
+void kf_reference_rmsnorm_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, int64_t m, int64_t n,
+                                   float eps, bool add);
+void kf_reference_head_norm_backward(float *dx, int64_t dx_stride, float *dw, const float *x, int64_t x_stride, int64_t m,
+                                     int heads, int n, const float *w, int w_heads, float eps);
+kf_status kf_reference_attention_forward(const kf_attention_shape *shape, const kf_attention_pass *sequence, kf_error *e);
+kf_status kf_reference_attention_backward(const kf_attention_shape *shape, const kf_attention_pass *sequence, kf_error *e);
+void kf_reference_swiglu_backward(float *d_gate_up, const float *dy, const float *gate_up, int64_t m, int64_t f);
+kf_status kf_reference_softmax_loss(const kf_softmax_loss *l, float *logits, const float *teacher, const int32_t *target,
+                                    const float *weight, int64_t m, int64_t v, double *nll, double *divergence, kf_error *e);
+void kf_reference_adamw(const kf_adamw *o, float *w, float *first, float *second, const float *gradient, int64_t n);
+
 #endif

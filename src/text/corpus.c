@@ -1,6 +1,7 @@
-/* Text for evaluation and calibration: plain or JSON lines, either of them under Zstandard. */
+/* Text for evaluation, calibration and training: plain or JSON lines, either of them under Zstandard. */
+#include "text/corpus.h"
+
 #include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,10 @@ typedef struct corpus {
   kf_buffer part; /* of JSONL: the line so far */
   bool joined;    /* a text was added before */
   kf_buffer text;
+  kf_record_visit visit; /* of JSONL: takes the lines in place of `text`; NULL: none */
+  void *user;
+  bool skip; /* lines that are not JSON objects */
+  int64_t skipped;
 } corpus;
 
 static bool ends_with(const char *s, const char *tail) {
@@ -25,9 +30,25 @@ static bool ends_with(const char *s, const char *tail) {
   return n >= t && !strcmp(s + n - t, tail);
 }
 
+static kf_status visit_line(corpus *c, const char *line, size_t bytes, kf_error *e) {
+  json_error_t why;
+  json_t *o = json_loadb(line, bytes, JSON_ALLOW_NUL, &why);
+  kf_status s = KF_OK;
+  if (json_is_object(o))
+    s = c->visit(c->user, &(kf_record){c->path, c->line, o, NULL, 0}, e);
+  else if (c->skip)
+    c->skipped++;
+  else
+    s = kf_fail(e, KF_ERROR_INPUT, "%s:%lld: not a JSON object%s%s", c->path, (long long)c->line, o ? "" : ": ",
+                o ? "" : why.text);
+  json_decref(o);
+  return s;
+}
+
 static kf_status take_line(corpus *c, const char *line, size_t bytes, kf_error *e) {
   c->line++;
   if (strspn(line, " \t\r") >= bytes) return KF_OK;
+  if (c->visit) return visit_line(c, line, bytes, e);
   json_error_t why;
   json_t *o = json_loadb(line, bytes, JSON_ALLOW_NUL, &why);
   const json_t *text = json_object_get(o, "text");
@@ -115,17 +136,59 @@ static kf_status read_stream(corpus *c, FILE *f, bool compressed, kf_error *e) {
   return s;
 }
 
-kf_status kf_text_read(const char *path, kf_text *out, kf_error *e) {
-  corpus c = {.path = path, .lines = ends_with(path, ".jsonl") || ends_with(path, ".jsonl.zst")};
-  FILE *f = fopen(path, "rb");
-  if (!f) return kf_fail(e, KF_ERROR_INPUT, "%s cannot be read: %s", path, strerror(errno));
-  kf_status s = read_stream(&c, f, ends_with(path, ".zst"), e);
+/* Reads all of the path that c names. */
+static kf_status read_path(corpus *c, kf_error *e) {
+  FILE *f = fopen(c->path, "rb");
+  if (!f) return kf_fail(e, KF_ERROR_INPUT, "%s cannot be read: %s", c->path, strerror(errno));
+  kf_status s = read_stream(c, f, ends_with(c->path, ".zst"), e);
   fclose(f);
-  if (s == KF_OK) s = finish(&c, e);
-  kf_buffer_free(&c.part);
-  if (s == KF_OK)
-    *out = (kf_text){c.text.data, c.text.bytes};
-  else
-    kf_buffer_free(&c.text);
+  if (s == KF_OK) s = finish(c, e);
+  kf_buffer_free(&c->part);
+  if (s != KF_OK) kf_buffer_free(&c->text);
+  return s;
+}
+
+static bool is_lines(const char *path) {
+  return ends_with(path, ".jsonl") || ends_with(path, ".jsonl.zst");
+}
+
+kf_status kf_text_read(const char *path, kf_text *out, kf_error *e) {
+  corpus c = {.path = path, .lines = is_lines(path)};
+  KF_TRY(read_path(&c, e));
+  *out = (kf_text){c.text.data, c.text.bytes};
+  return KF_OK;
+}
+
+static kf_status visit_array(corpus *c, kf_error *e) {
+  json_error_t why;
+  json_t *list = json_loadb(c->text.data, c->text.bytes, JSON_ALLOW_NUL, &why), *o;
+  kf_status s = KF_OK;
+  size_t i;
+  if (!json_is_array(list))
+    s = kf_fail(e, KF_ERROR_INPUT, "%s:%d: not a JSON array of objects%s%s", c->path, list ? 1 : why.line, list ? "" : ": ",
+                list ? "" : why.text);
+  json_array_foreach(list, i, o) {
+    if (s != KF_OK) break;
+    if (json_is_object(o))
+      s = c->visit(c->user, &(kf_record){c->path, (int64_t)i + 1, o, NULL, 0}, e);
+    else if (c->skip)
+      c->skipped++;
+    else
+      s = kf_fail(e, KF_ERROR_INPUT, "%s: element %zu is not a JSON object", c->path, i + 1);
+  }
+  json_decref(list);
+  return s;
+}
+
+kf_status kf_records_read(const char *path, bool skip, kf_record_visit visit, void *user, int64_t *skipped, kf_error *e) {
+  corpus c = {.path = path, .lines = is_lines(path), .visit = visit, .user = user, .skip = skip};
+  KF_TRY(read_path(&c, e));
+  kf_status s = KF_OK;
+  if (ends_with(path, ".json") || ends_with(path, ".json.zst"))
+    s = visit_array(&c, e);
+  else if (!c.lines)
+    s = visit(user, &(kf_record){path, 1, NULL, c.text.data, c.text.bytes}, e);
+  kf_buffer_free(&c.text);
+  *skipped = c.skipped;
   return s;
 }

@@ -19,5 +19,7 @@ kf_status kf_tokenizer_write(const kf_tokenizer *t, const char *directory, kf_er
 const char *kf_tokenizer_chat_template(const kf_tokenizer *t);
 /* Spelling of a special token ("bos_token", "eos_token", "pad_token", "unk_token"), NULL: none. */
 const char *kf_tokenizer_special(const kf_tokenizer *t, const char *which);
+/* A number that tells tokenizers (and their chat templates) apart: FNV-1a of the files that kf_tokenizer_write() writes. */
+uint64_t kf_tokenizer_hash(const kf_tokenizer *t);
 
 #endif

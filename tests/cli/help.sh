@@ -4,10 +4,10 @@
 expect 0 "$kvfold" --version
 grep -q '^kvfold [0-9]*\.[0-9]*\.[0-9]*$' "$work/out" || fail "version: $(cat "$work/out")"
 expect 0 "$kvfold" --help
-for command in info tokenize logits eval generate chat convert export compare sweep; do
+for command in info tokenize logits eval generate chat convert export compare sweep finetune distill align dpo init; do
   grep -q "^  $command " "$work/out" || fail "--help does not list $command"
 done
-for command in info tokenize logits eval generate chat convert export compare sweep; do
+for command in info tokenize logits eval generate chat convert export compare sweep finetune distill align dpo init; do
   expect 0 "$kvfold" $command --help
   for part in NAME SYNOPSIS DESCRIPTION OPTIONS KEYS EXAMPLES 'EXIT STATUS'; do
     grep -q "^$part" "$work/out" || fail "$command --help has no $part"
@@ -45,7 +45,6 @@ expect 2 "$kvfold" tokenize $books --decode 1,x
 expect 2 "$kvfold" logits $books --tokens 1,2
 expect 2 "$kvfold" logits $books --out "$work/l"
 expect 2 "$kvfold" convert $books
-expect 2 "$kvfold" convert $books "$work/dst"
 expect 2 "$kvfold" convert $books "$work/dst" --method magic
 says magic
 expect 2 "$kvfold" convert $books "$work/dst" --method mha2mla --set rope_pairs

@@ -125,8 +125,6 @@ static void test_refusals(void **state) {
   assert_int_equal(convert("care", books, "policy", "96", &policy, 1, dst, &e), KF_ERROR_USAGE);
   assert_non_null(strstr(e.message, "known: uniform, dynamic, progressive"));
   assert_int_equal(convert("care", books, "tiny", "8", NULL, 0, dst, &e), KF_ERROR_INPUT);
-  assert_int_equal(kf_convert(books, dst, &(kf_convert_options){.method = "care"}, NULL, &e), KF_ERROR_USAGE);
-  assert_non_null(strstr(e.message, "care looks at calibration text"));
 }
 
 int main(void) {

@@ -452,7 +452,6 @@ static void test_refusals(void **state) {
   (void)state;
 #define SET(...) (const char *const[]){__VA_ARGS__, NULL}
   refused(KF_ERROR_USAGE, "mha2ml", "64", NULL, "did you mean 'mha2mla'");
-  refused(KF_ERROR_USAGE, NULL, "64", NULL, "no conversion method");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_pair=2"), "did you mean 'rope_pairs'");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("kv_rank=2"), "unknown key of method mha2mla 'kv_rank'");
   refused(KF_ERROR_USAGE, "mha2mla", "64", SET("rope_policy=hgih"), "did you mean 'high'");

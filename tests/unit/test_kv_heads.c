@@ -284,8 +284,6 @@ static void test_refusals(void **state) {
   assert_int_equal(convert(books, "both", "50%", "2", dst, &e), KF_ERROR_USAGE);
   assert_int_equal(convert(qwen3, "norms", "50%", NULL, dst, &e), KF_ERROR_INPUT);
   assert_non_null(strstr(e.message, "q/k norms"));
-  assert_int_equal(kf_convert(books, dst, &(kf_convert_options){.method = "kv-heads"}, NULL, &e), KF_ERROR_USAGE);
-  assert_non_null(strstr(e.message, "--calibration"));
   assert_false(kf_exists(dst));
 }
 

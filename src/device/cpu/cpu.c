@@ -48,12 +48,15 @@ static void cpu_close(kf_device *d) {
 static void choose_kernels(kf_cpu *c) {
   c->vector = &kf_vector_portable;
   c->tile = &kf_tile_portable;
+  c->backward = &kf_backward_portable;
 #if defined(__x86_64__)
   if (c->isa == KF_ISA_AVX2) {
     c->vector = &kf_vector_avx2;
     c->tile = &kf_tile_avx2;
+    c->backward = &kf_backward_avx2;
   } else if (c->isa >= KF_ISA_AVX512) {
     c->vector = &kf_vector_avx512;
+    c->backward = &kf_backward_avx512;
     c->tile = c->device.compute == KF_BF16 ? &kf_tile_avx512bf16 : &kf_tile_avx512;
   }
 #endif
@@ -80,6 +83,11 @@ kf_status kf_device_open_isa(kf_isa isa, kf_compute compute, int threads, kf_dev
   kf_cpu_attention_table(&c->device);
   kf_cpu_heads_table(&c->device);
   kf_cpu_loss_table(&c->device);
+  kf_cpu_matrix_table(&c->device);
+  kf_cpu_elementwise_backward_table(&c->device);
+  kf_cpu_attention_backward_table(&c->device);
+  kf_cpu_loss_backward_table(&c->device);
+  kf_cpu_optimiser_table(&c->device);
   kf_status s = kf_onednn_open(c->device.threads, &c->onednn, e);
   if (s != KF_OK) {
     cpu_close(&c->device);

@@ -2,6 +2,7 @@
 #ifndef KF_CPU_CPU_H
 #define KF_CPU_CPU_H
 
+#include "device/cpu/backward.h"
 #include "device/cpu/kernels.h"
 #include "device/cpu/onednn.h"
 
@@ -13,6 +14,7 @@ typedef enum kf_scratch_slot {
   KF_SCRATCH_THREADS,
   KF_SCRATCH_TASKS,
   KF_SCRATCH_PARTS,
+  KF_SCRATCH_GRADIENT,
   KF_SCRATCH_SLOTS
 } kf_scratch_slot;
 
@@ -21,6 +23,7 @@ typedef struct kf_cpu {
   kf_isa isa;
   const kf_vector_kernels *vector;
   const kf_tile_kernels *tile; /* of the compute type */
+  const kf_backward_kernels *backward;
   kf_onednn *onednn;
   struct {
     void *data;
@@ -76,5 +79,11 @@ void kf_cpu_rows_table(kf_device *d);
 void kf_cpu_attention_table(kf_device *d);
 void kf_cpu_heads_table(kf_device *d);
 void kf_cpu_loss_table(kf_device *d);
+/* Training. */
+void kf_cpu_matrix_table(kf_device *d);
+void kf_cpu_elementwise_backward_table(kf_device *d);
+void kf_cpu_attention_backward_table(kf_device *d);
+void kf_cpu_loss_backward_table(kf_device *d);
+void kf_cpu_optimiser_table(kf_device *d);
 
 #endif

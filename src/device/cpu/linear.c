@@ -163,7 +163,8 @@ static void multiply(kf_device *d, float *y, const input *in, const kf_weight *w
   } else if (!w->panels && m <= OWN_DOTS) {
     linear_dots(c, y, x, w, m, add);
   } else {
-    kf_onednn_shape shape = {m, w->n, w->k, w->type, w->panels, w->bias != NULL, add};
+    kf_onednn_shape shape = {
+        .m = m, .n = w->n, .k = w->k, .type = w->type, .panels = w->panels, .bias = w->bias != NULL, .add = add};
     kf_onednn_linear(c->onednn, &shape, y, x, w->data, w->bias, &d->error);
   }
 }

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEPT = 64, SOURCE = 0, WEIGHTS, TARGET, BIAS, MEMORIES };
+enum { KEPT = 256, SOURCE = 0, WEIGHTS, TARGET, BIAS, MEMORIES };
 
 typedef struct product {
   kf_onednn_shape shape;
@@ -94,14 +94,14 @@ void kf_onednn_close(kf_onednn *o) {
 }
 
 static dnnl_format_tag_t weight_tag(const kf_onednn_shape *shape) {
-  if (!shape->panels) return dnnl_ba;
+  if (!shape->panels) return shape->weights_transposed ? dnnl_ab : dnnl_ba;
   return shape->type == KF_BF16 ? dnnl_BA16a64b2a : dnnl_BA16a64b;
 }
 
 static dnnl_status_t create_layouts(const kf_onednn_shape *shape, layout l[MEMORIES]) {
   dnnl_data_type_t type = shape->type == KF_BF16 ? dnnl_bf16 : dnnl_f32;
   dnnl_dims_t x = {shape->m, shape->k}, w = {shape->k, shape->n}, y = {shape->m, shape->n}, b = {1, shape->n};
-  dnnl_status_t s = layout_create(&l[SOURCE], x, type, dnnl_ab);
+  dnnl_status_t s = layout_create(&l[SOURCE], x, type, shape->source_transposed ? dnnl_ba : dnnl_ab);
   if (s == dnnl_success) s = layout_create(&l[WEIGHTS], w, type, weight_tag(shape));
   if (s == dnnl_success) s = layout_create(&l[TARGET], y, dnnl_f32, dnnl_ab);
   if (s == dnnl_success) s = layout_create(&l[BIAS], b, dnnl_f32, dnnl_ab);
@@ -137,7 +137,7 @@ static dnnl_status_t product_create(kf_onednn *o, const kf_onednn_shape *shape, 
 
 static bool same(const kf_onednn_shape *a, const kf_onednn_shape *b) {
   return a->m == b->m && a->n == b->n && a->k == b->k && a->type == b->type && a->panels == b->panels && a->bias == b->bias &&
-         a->add == b->add;
+         a->add == b->add && a->source_transposed == b->source_transposed && a->weights_transposed == b->weights_transposed;
 }
 
 static dnnl_status_t find(kf_onednn *o, const kf_onednn_shape *shape, product **out) {

@@ -11,6 +11,8 @@ typedef struct kf_onednn_shape {
   kf_dtype type; /* of x and W: KF_F32, KF_BF16 */
   bool panels;   /* W in panels of 64 outputs (kernels.h), else rows [n, k] */
   bool bias, add;
+  bool source_transposed;  /* x stands as [k, m] */
+  bool weights_transposed; /* W stands as [k, n], not in panels */
 } kf_onednn_shape;
 
 kf_status kf_onednn_open(int threads, kf_onednn **out, kf_error *e);

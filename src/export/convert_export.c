@@ -1,0 +1,26 @@
+/* kf_convert_export: the converted directory is a step between, beside OUT, and is gone at the end. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "export/export.h"
+
+static bool is_gguf(const char *path) {
+  size_t n = strlen(path);
+  return n > 5 && strcmp(path + n - 5, ".gguf") == 0;
+}
+
+kf_status kf_convert_export(const char *src, const char *out_path, const kf_convert_options *o, const kf_export_options *target,
+                            kf_convert_result *converted, kf_export_result *exported, kf_error *e) {
+  char between[KF_PATH], found[KF_PATH];
+  kf_export_options t = target ? *target : (kf_export_options){0};
+  if (kf_exists(out_path)) return kf_fail(e, KF_ERROR_IO, "%s exists", out_path);
+  if (snprintf(between, sizeof between, "%s.converted", out_path) >= (int)sizeof between)
+    return kf_fail(e, KF_ERROR_IO, "%.60s...: the path is too long", out_path);
+  KF_TRY(kf_locate(src, found, e));
+  if (!t.source && is_gguf(found) && (t.format ? strcmp(t.format, "gguf") == 0 : is_gguf(out_path))) t.source = found;
+  KF_TRY(kf_convert(src, between, o, converted, e));
+  kf_status s = kf_export(between, out_path, &t, exported, e);
+  kf_status removed = kf_remove_tree(between, s == KF_OK ? e : NULL);
+  return s == KF_OK ? removed : s;
+}

@@ -1,0 +1,275 @@
+#include "train/objective.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------------------------------------- the frozen model */
+
+void kf_frozen_free(kf_frozen *f) {
+  for (int i = 0; i < f->sequences; i++) kf_sequence_free(f->sequence[i]);
+  free(f->sequence);
+  free(f->span);
+  free(f->x);
+  kf_model_close(f->model);
+  *f = (kf_frozen){0};
+}
+
+static kf_status more_sequences(kf_frozen *f, int count, kf_error *e) {
+  if (count <= f->sequences) return KF_OK;
+  kf_sequence **all;
+  KF_NEW(all, count, e);
+  if (f->sequences) memcpy(all, f->sequence, (size_t)f->sequences * sizeof *all);
+  free(f->sequence);
+  f->sequence = all;
+  free(f->span);
+  KF_NEW(f->span, count, e);
+  for (; f->sequences < count; f->sequences++)
+    KF_TRY(kf_sequence_create(&f->model->config, f->model->device->compute, &f->sequence[f->sequences], e));
+  return KF_OK;
+}
+
+/* Spans with empty caches, and embeddings in f->x. */
+static kf_status frozen_begin(kf_frozen *f, const kf_window *w, kf_error *e) {
+  kf_model *m = f->model;
+  KF_TRY(more_sequences(f, w->sequences, e));
+  if (w->count > f->capacity) {
+    free(f->x);
+    f->capacity = 0;
+    KF_NEW(f->x, w->count * m->config.hidden, e);
+    f->capacity = w->count;
+  }
+  for (int i = 0; i < w->sequences; i++) {
+    kf_sequence_reset(f->sequence[i]);
+    f->span[i] = (kf_span){.sequence = f->sequence[i], .offset = w->sequence[i].first, .count = w->sequence[i].count};
+  }
+  return kf_embed(&m->weights, m->embedding, w->ids, w->count, f->x, e);
+}
+
+static kf_status frozen_forward(kf_frozen *f, const kf_window *w, kf_error *e) {
+  KF_TRY(frozen_begin(f, w, e));
+  return kf_model_forward(f->model, f->x, f->span, w->sequences, e);
+}
+
+static kf_status frozen_logits(void *user, int64_t first, int64_t m, float *logits, kf_error *e) {
+  kf_frozen *f = user;
+  return kf_model_logits(f->model, f->x + first * f->model->config.hidden, m, logits, e);
+}
+
+/* ---------------------------------------------------------------------------------------------- rows */
+
+static kf_tokens tokens_of(const kf_window *w) {
+  return (kf_tokens){w->ids, w->count, w->sequence, w->sequences};
+}
+
+static kf_status rows(kf_objective_run *r, int64_t count, kf_error *e) {
+  if (count <= r->rows) return KF_OK;
+  free(r->nll), free(r->divergence), free(r->other), free(r->weight);
+  r->nll = r->divergence = r->other = NULL, r->weight = NULL, r->rows = 0;
+  KF_NEW(r->nll, count, e);
+  KF_NEW(r->divergence, count, e);
+  KF_NEW(r->other, count, e);
+  KF_NEW(r->weight, count, e);
+  r->rows = count;
+  return KF_OK;
+}
+
+/* Cross-entropy, a divergence from the teacher, or both. */
+static kf_status run_rows(kf_objective_run *r, const kf_window *w, kf_totals *totals, kf_error *e) {
+  const kf_objective_settings *s = &r->settings;
+  bool distils = r->objective->teacher;
+  kf_softmax_loss loss = {.ce = distils ? s->ce : 1,
+                          .kl = distils ? s->kl : 0,
+                          .temperature = s->temperature,
+                          .divergence = r->objective->divergence};
+  kf_tokens t = tokens_of(w);
+  float *hidden;
+  KF_TRY(rows(r, w->count, e));
+  if (distils) KF_TRY(frozen_forward(&r->frozen, w, e));
+  KF_TRY(kf_network_forward(r->network, &t, &hidden, e));
+  KF_TRY(kf_network_loss(r->network, &loss, hidden, w->count, w->target, w->weight, distils ? frozen_logits : NULL, &r->frozen,
+                         r->nll, r->divergence, e));
+  KF_TRY(kf_network_backward(r->network, &t, hidden, e));
+  double nll = 0, divergence = 0, square = (double)s->temperature * (double)s->temperature;
+  for (int64_t i = 0; i < w->count; i++) {
+    nll += r->nll[i];
+    divergence += r->divergence[i];
+    totals->count += (double)w->weight[i];
+  }
+  totals->nll += nll;
+  totals->divergence += divergence;
+  totals->loss += (double)loss.ce * nll + (double)loss.kl * square * divergence;
+  return KF_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------- preferences */
+
+/* -log likelihood of every row under the frozen model. */
+static kf_status reference_nll(kf_objective_run *r, const kf_window *w, double *nll, kf_error *e) {
+  enum { CHUNK = 128 };
+  kf_model *m = r->frozen.model;
+  float *logits;
+  int32_t best[CHUNK];
+  KF_NEW(logits, (int64_t)CHUNK * m->config.vocabulary, e);
+  kf_status s = frozen_forward(&r->frozen, w, e);
+  for (int64_t at = 0; at < w->count && s == KF_OK; at += CHUNK) {
+    int64_t n = w->count - at < CHUNK ? w->count - at : CHUNK;
+    s = frozen_logits(&r->frozen, at, n, logits, e);
+    if (s != KF_OK) break;
+    m->device->cross_entropy(m->device, logits, w->target + at, n, m->config.vocabulary, nll + at, best);
+    s = kf_device_check(m->device, e);
+  }
+  free(logits);
+  return s;
+}
+
+/* Sum over learnt tokens of one sequence of reference's nll less the student's: log pi / pi_ref; IPO: the mean over tokens. */
+static double log_ratio(const kf_objective_run *r, const kf_window *w, int sequence, double *tokens) {
+  double sum = 0;
+  *tokens = 0;
+  for (int64_t i = w->sequence[sequence].first; i < w->sequence[sequence].first + w->sequence[sequence].count; i++) {
+    if (w->weight[i] == 0) continue;
+    sum += r->other[i] - r->nll[i];
+    *tokens += 1;
+  }
+  return r->objective->identity && *tokens > 0 ? sum / *tokens : sum;
+}
+
+static double log_sigmoid(double x) {
+  return x < 0 ? x - log1p(exp(x)) : -log1p(exp(-x));
+}
+
+/* Loss of a pair by the difference h of its log ratios, and its derivative. DPO (Rafailov et al. 2023, eq. 7; smoothing eps as
+ * in cDPO): -(1 - eps) log s(beta h) - eps log s(-beta h). IPO (Azar et al. 2023, eq. 17): (h - 1 / (2 beta))^2. */
+static double preference(const kf_objective_run *r, double h, double *slope) {
+  double beta = r->settings.beta, eps = r->settings.smoothing, x = beta * h;
+  if (r->objective->identity) {
+    double gap = h - 1 / (2 * beta);
+    *slope = 2 * gap;
+    return gap * gap;
+  }
+  double up = exp(log_sigmoid(-x)), down = exp(log_sigmoid(x));
+  *slope = -beta * ((1 - eps) * up - eps * down);
+  return -(1 - eps) * log_sigmoid(x) - eps * log_sigmoid(-x);
+}
+
+/* Weights of the rows' -log likelihoods in the loss: its derivative by each of them. */
+static void weigh_pair(kf_objective_run *r, const kf_window *w, int pair, kf_totals *totals) {
+  double slope, tokens[2], ratio[2];
+  for (int side = 0; side < 2; side++) ratio[side] = log_ratio(r, w, 2 * pair + side, &tokens[side]);
+  totals->loss += preference(r, ratio[0] - ratio[1], &slope);
+  totals->correct += ratio[0] > ratio[1];
+  totals->count++;
+  for (int side = 0; side < 2; side++) {
+    const kf_extent *s = &w->sequence[2 * pair + side];
+    double by_nll = (side ? slope : -slope) / (r->objective->identity && tokens[side] > 0 ? tokens[side] : 1);
+    for (int64_t i = s->first; i < s->first + s->count; i++) r->weight[i] = w->weight[i] != 0 ? (float)by_nll : 0;
+  }
+}
+
+/* The head is passed twice: how much a row counts is known only when its whole sequence has been scored. */
+static kf_status run_pairs(kf_objective_run *r, const kf_window *w, kf_totals *totals, kf_error *e) {
+  const kf_softmax_loss loss = {.ce = 1, .temperature = 1};
+  kf_tokens t = tokens_of(w);
+  float *hidden;
+  KF_TRY(rows(r, w->count, e));
+  KF_TRY(reference_nll(r, w, r->other, e));
+  KF_TRY(kf_network_forward(r->network, &t, &hidden, e));
+  KF_TRY(kf_network_score(r->network, hidden, w->count, w->target, r->nll, e));
+  for (int64_t i = 0; i < w->count; i++) totals->nll += w->weight[i] != 0 ? r->nll[i] : 0;
+  for (int i = 0; i < w->sequences / 2; i++) weigh_pair(r, w, i, totals);
+  KF_TRY(kf_network_loss(r->network, &loss, hidden, w->count, w->target, r->weight, NULL, NULL, r->nll, r->divergence, e));
+  return kf_network_backward(r->network, &t, hidden, e);
+}
+
+/* ---------------------------------------------------------------------------------------------- layers */
+
+/* y becomes the gradient of |y - want|^2 / |want - x|^2, whose value is returned: the error as a part of what the layer does. */
+static double layer_error(float *y, const float *want, const float *x, int64_t n) {
+  double gap = 0, size = 1e-30;
+  for (int64_t i = 0; i < n; i++) {
+    double d = (double)y[i] - (double)want[i], change = (double)want[i] - (double)x[i];
+    gap += d * d;
+    size += change * change;
+  }
+  for (int64_t i = 0; i < n; i++) y[i] = (float)(2 * ((double)y[i] - (double)want[i]) / size);
+  return gap / size;
+}
+
+static kf_status states(kf_objective_run *r, int64_t n, kf_error *e) {
+  if (n <= r->states) return KF_OK;
+  free(r->first), free(r->second);
+  r->first = r->second = NULL, r->states = 0;
+  KF_NEW(r->first, n, e);
+  KF_NEW(r->second, n, e);
+  r->states = n;
+  return KF_OK;
+}
+
+/* Every student layer takes the teacher's hidden state and is matched to the teacher's next one: layers learn independently. */
+static kf_status run_layers(kf_objective_run *r, const kf_window *w, kf_totals *totals, kf_error *e) {
+  kf_frozen *f = &r->frozen;
+  kf_model *m = f->model;
+  kf_tokens t = tokens_of(w);
+  int64_t n = w->count * m->config.hidden;
+  KF_TRY(states(r, n, e));
+  KF_TRY(frozen_begin(f, w, e));
+  for (int layer = 0; layer < m->config.layers; layer++) {
+    memcpy(r->first, f->x, (size_t)n * sizeof *f->x);
+    memcpy(r->second, f->x, (size_t)n * sizeof *f->x);
+    KF_TRY(kf_layer_forward(m->run, &m->layer[layer], layer, f->x, f->span, w->sequences, NULL, e));
+    KF_TRY(kf_network_layer(r->network, layer, &t, r->second, e));
+    totals->loss += layer_error(r->second, f->x, r->first, n);
+    totals->count++;
+    KF_TRY(kf_network_layer_backward(r->network, layer, &t, r->second, e));
+    for (int i = 0; i < w->sequences; i++) kf_sequence_drop(f->sequence[i], layer);
+  }
+  return KF_OK;
+}
+
+void kf_objective_run_free(kf_objective_run *r) {
+  kf_frozen_free(&r->frozen);
+  free(r->nll), free(r->divergence), free(r->other), free(r->weight), free(r->first), free(r->second);
+  *r = (kf_objective_run){0};
+}
+
+static const kf_objective table[] = {
+    {.name = "ce", .help = "cross-entropy with the next token", .rate = 1e-4, .run = run_rows},
+    {.name = "forward-kl",
+     .help = "KL(teacher || student) of the next token",
+     .teacher = true,
+     .rate = 1e-4,
+     .divergence = KF_FORWARD_KL,
+     .run = run_rows},
+    {.name = "reverse-kl",
+     .help = "KL(student || teacher) of the next token",
+     .teacher = true,
+     .rate = 1e-4,
+     .divergence = KF_REVERSE_KL,
+     .run = run_rows},
+    {.name = "js",
+     .help = "Jensen-Shannon divergence of the next token",
+     .teacher = true,
+     .rate = 1e-4,
+     .divergence = KF_JENSEN_SHANNON,
+     .run = run_rows},
+    {.name = "dpo", .help = "preferences, sigmoid loss", .reference = true, .pairs = true, .rate = 5e-7, .run = run_pairs},
+    {.name = "ipo",
+     .help = "preferences, squared loss of mean log-likelihoods",
+     .reference = true,
+     .pairs = true,
+     .rate = 5e-7,
+     .identity = true,
+     .run = run_pairs},
+    {.name = "align", .help = "each layer's output with the teacher's", .teacher = true, .rate = 1e-3, .run = run_layers},
+};
+
+const kf_objective *kf_objective_at(int index) {
+  return index >= 0 && index < (int)(sizeof table / sizeof *table) ? &table[index] : NULL;
+}
+
+kf_status kf_objective_find(const char *name, const kf_objective **out, kf_error *e) {
+  for (int i = 0; (*out = kf_objective_at(i)); i++)
+    if (strcmp((*out)->name, name) == 0) return KF_OK;
+  return kf_fail(e, KF_ERROR_USAGE, "unknown objective '%.40s': ce, forward-kl, reverse-kl, js, dpo, ipo or align", name);
+}

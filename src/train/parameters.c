@@ -1,0 +1,180 @@
+#include "train/parameters.h"
+
+#include <fnmatch.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct enumeration {
+  kf_parameters *p;
+  bool matrices, counting;
+} enumeration;
+
+static kf_status add(void *user, const char *name, int64_t rows, int64_t columns, kf_error *e) {
+  enumeration *n = user;
+  kf_parameters *p = n->p;
+  if (!n->counting && (columns > 1) != n->matrices) return KF_OK;
+  if (!n->counting) {
+    kf_parameter *item = &p->item[p->count];
+    *item = (kf_parameter){.rows = rows, .columns = columns, .at = p->total, .trained = true};
+    item->decays = columns > 1 && !strstr(name, "norm");
+    if (!(item->name = kf_arena_string(&p->arena, name, strlen(name), e))) return KF_ERROR_MEMORY;
+    p->total += rows * columns;
+  }
+  p->count++;
+  return KF_OK;
+}
+
+static kf_status enumerate(kf_parameters *p, const kf_config *c, kf_error *e) {
+  enumeration n = {.p = p, .counting = true};
+  KF_TRY(kf_weights_each(c, add, &n, e));
+  KF_NEW(p->item, p->count, e);
+  p->count = 0;
+  n = (enumeration){.p = p, .matrices = true};
+  KF_TRY(kf_weights_each(c, add, &n, e));
+  p->matrices = p->total;
+  n.matrices = false;
+  return kf_weights_each(c, add, &n, e);
+}
+
+/* Zeroed by the system page by page, when it is first touched. */
+static kf_status lazy(float **out, int64_t n, kf_error *e) {
+  if (!(*out = calloc((size_t)n, sizeof **out)))
+    return kf_fail(e, KF_ERROR_MEMORY, "out of memory: %lld numbers of training state refused", (long long)n);
+  return KF_OK;
+}
+
+static kf_status allocate(kf_parameters *p, kf_error *e) {
+  KF_TRY(lazy(&p->value, p->total, e));
+  KF_TRY(lazy(&p->gradient, p->total, e));
+  KF_TRY(lazy(&p->first, p->total, e));
+  KF_TRY(lazy(&p->second, p->total, e));
+  p->compute = p->value;
+  if (p->device->compute == KF_F32) return KF_OK;
+  p->compute = kf_alloc((size_t)p->matrices, sizeof(uint16_t), e);
+  return p->compute ? KF_OK : KF_ERROR_MEMORY;
+}
+
+kf_status kf_parameters_create(const kf_config *c, kf_device *d, kf_parameters **out, kf_error *e) {
+  kf_parameters *p;
+  KF_NEW(p, 1, e);
+  p->device = d;
+  kf_status s = enumerate(p, c, e);
+  if (s == KF_OK) s = allocate(p, e);
+  if (s != KF_OK)
+    kf_parameters_free(p);
+  else
+    *out = p;
+  return s;
+}
+
+void kf_parameters_free(kf_parameters *p) {
+  if (!p) return;
+  if (p->compute != p->value) free(p->compute);
+  free(p->value);
+  free(p->gradient);
+  free(p->first);
+  free(p->second);
+  free(p->item);
+  kf_arena_free(&p->arena);
+  free(p);
+}
+
+const kf_parameter *kf_parameters_find(const kf_parameters *p, const char *name) {
+  for (int i = 0; i < p->count; i++)
+    if (strcmp(p->item[i].name, name) == 0) return &p->item[i];
+  return NULL;
+}
+
+kf_status kf_parameters_load(kf_parameters *p, const kf_weights *w, kf_error *e) {
+  for (int i = 0; i < p->count; i++) {
+    const kf_parameter *item = &p->item[i];
+    const kf_view *embedding;
+    float *data;
+    if (strcmp(item->name, "model.embed_tokens.weight") == 0) { /* a tied one may be stored as lm_head only */
+      KF_TRY(kf_weights_embedding(w, &embedding, e));
+      KF_TRY(kf_source_rows(w->source, embedding, 0, item->rows, p->value + item->at, e));
+      continue;
+    }
+    KF_TRY(kf_weights_read(w, item->name, item->rows, item->columns, &data, e));
+    memcpy(p->value + item->at, data, (size_t)(item->rows * item->columns) * sizeof *data);
+    free(data);
+  }
+  kf_parameters_round(p);
+  return kf_device_check(p->device, e);
+}
+
+/* ---------------------------------------------------------------------------------------------- what is trained */
+
+static bool matches(const char *name, const char *pattern) {
+  char anywhere[512];
+  snprintf(anywhere, sizeof anywhere, "*%s*", pattern);
+  return fnmatch(anywhere, name, 0) == 0;
+}
+
+static kf_status mark(kf_parameters *p, const char *pattern, bool trained, kf_error *e) {
+  int found = 0;
+  for (int i = 0; i < p->count; i++) {
+    if (!matches(p->item[i].name, pattern)) continue;
+    p->item[i].trained = trained;
+    found++;
+  }
+  return found ? KF_OK : kf_fail(e, KF_ERROR_USAGE, "no tensor's name matches '%.80s'", pattern);
+}
+
+kf_status kf_parameters_choose(kf_parameters *p, const char *const *train, int train_count, const char *const *freeze,
+                               int freeze_count, kf_error *e) {
+  for (int i = 0; i < p->count; i++) p->item[i].trained = train_count == 0;
+  for (int i = 0; i < train_count; i++) KF_TRY(mark(p, train[i], true, e));
+  for (int i = 0; i < freeze_count; i++) KF_TRY(mark(p, freeze[i], false, e));
+  return kf_parameters_trained(p) ? KF_OK : kf_fail(e, KF_ERROR_USAGE, "every tensor is frozen: nothing is left to train");
+}
+
+int64_t kf_parameters_trained(const kf_parameters *p) {
+  int64_t sum = 0;
+  for (int i = 0; i < p->count; i++)
+    if (p->item[i].trained) sum += p->item[i].rows * p->item[i].columns;
+  return sum;
+}
+
+/* ---------------------------------------------------------------------------------------------- a step */
+
+void kf_parameters_round(kf_parameters *p) {
+  if (p->compute != p->value) p->device->round(p->device, p->compute, p->value, p->matrices);
+}
+
+void kf_parameters_zero_gradient(kf_parameters *p) {
+  for (int i = 0; i < p->count; i++) {
+    const kf_parameter *item = &p->item[i];
+    if (item->trained) memset(p->gradient + item->at, 0, (size_t)(item->rows * item->columns) * sizeof *p->gradient);
+  }
+}
+
+double kf_parameters_gradient_norm(const kf_parameters *p) {
+  double sum = 0;
+  for (int i = 0; i < p->count; i++)
+    if (p->item[i].trained)
+      sum += p->device->sum_squares(p->device, p->gradient + p->item[i].at, p->item[i].rows * p->item[i].columns);
+  return sqrt(sum);
+}
+
+void kf_parameters_step(kf_parameters *p, const kf_adamw *o) {
+  for (int i = 0; i < p->count; i++) {
+    const kf_parameter *item = &p->item[i];
+    kf_adamw own = *o;
+    if (!item->decays) own.decay = 0;
+    if (item->trained)
+      p->device->adamw(p->device, &own, p->value + item->at, p->first + item->at, p->second + item->at, p->gradient + item->at,
+                       item->rows * item->columns);
+  }
+  kf_parameters_round(p);
+}
+
+const kf_parameter *kf_parameters_broken(const kf_parameters *p) {
+  for (int i = 0; i < p->count; i++)
+    if (p->item[i].trained &&
+        !isfinite(p->device->sum_squares(p->device, p->gradient + p->item[i].at, p->item[i].rows * p->item[i].columns)))
+      return &p->item[i];
+  return NULL;
+}
