@@ -180,7 +180,8 @@ static kf_status head_create(kf_fold *f, head *h, kf_error *e) {
 }
 
 static void head_free(kf_fold *f, head *h) {
-  void *own[] = {h->norm, h->rows, h->reference, h->logits, h->kl, h->difference};
+  if (h->norm) f->device->release(f->device, h->norm);
+  void *own[] = {h->rows, h->reference, h->logits, h->kl, h->difference};
   for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
   if (h->weight) f->device->weight_free(f->device, h->weight);
 }

@@ -1,6 +1,5 @@
 /* Grouped attention (MHA, GQA): one matrix product gives [q | k | v]; K and V go to the cache. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "model/run.h"
 
@@ -26,13 +25,16 @@ kf_status kf_grouped_forward(const kf_chunk *c, float *out, kf_error *e) {
   KF_TRY(kf_run_slot(c->run, KF_SLOT_QKV, c->m * width, &qkv, e));
   KF_TRY(kf_run_slot(c->run, KF_SLOT_Q, c->m * q_width, &q, e));
   d->linear(d, qkv, c->h, c->layer->q, c->m, false);
-  if (c->watch && c->watch->seen) c->watch->seen(c->watch->user, c->index, c->m, c->h, qkv, width, qkv + q_width, width);
+  if (c->watch && c->watch->seen) {
+    d->wait(d);
+    c->watch->seen(c->watch->user, c->index, c->m, c->h, qkv, width, qkv + q_width, width);
+  }
   if (a->qk_norm) {
     d->head_norm(d, qkv, c->m, width, a->heads, a->d_qk, c->layer->q_norm, 1, c->run->config->eps);
     d->head_norm(d, qkv + q_width, c->m, width, a->kv_heads, a->d_qk, c->layer->k_norm, 1, c->run->config->eps);
   }
   KF_TRY(rotate(c, qkv, width, e));
-  for (int64_t t = 0; t < c->m; t++) memcpy(q + t * q_width, qkv + t * width, (size_t)q_width * sizeof *q);
+  kf_device_copy(d, q, q_width, qkv, width, c->m, q_width);
 
   KF_NEW(sequence, c->pieces, e);
   for (int i = 0; i < c->pieces; i++) {

@@ -105,8 +105,9 @@ static void print_first_wrong_layer(family *f) {
   kf_sequence *sequence = NULL;
   int64_t count = (int64_t)f->count;
   size_t numbers = f->count * (size_t)m->config.hidden;
-  float *x = floats(numbers);
-  ok(kf_sequence_create(&m->config, m->device->compute, &sequence, &e), &e);
+  float *x = m->device->alloc(m->device, numbers, sizeof *x, &e);
+  assert_non_null(x);
+  ok(kf_sequence_create(&m->config, m->device, &sequence, &e), &e);
   ok(kf_embed(&m->weights, m->embedding, f->tokens, count, x, &e), &e);
   const kf_span span = {.sequence = sequence, .offset = 0, .count = count};
   for (int i = 0; i <= m->config.layers; i++) {
@@ -126,7 +127,7 @@ static void print_first_wrong_layer(family *f) {
   print_message("%s: every layer is right; the final norm or the head is off\n", f->name);
 done:
   kf_sequence_free(sequence);
-  free(x);
+  m->device->release(m->device, x);
 }
 
 static void test_logits(void **state) {
