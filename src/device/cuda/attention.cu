@@ -114,7 +114,7 @@ static __device__ void add_values(const tile *w, const kf_cuda_attention *a, con
 }
 
 static __device__ void attend(tile *w, const kf_cuda_attention *a, const kf_cuda_sequence *s, int g, int64_t first_row) {
-  int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+  int thread = (int)threadIdx.x, lane = thread % WARP, warp = thread / WARP;
   int64_t rows = least(ROWS, s->m * a->heads - first_row), last = (first_row + rows - 1) / a->heads;
   int64_t begin = first_visible(s->past + first_row / a->heads, a->window), end = s->past + last + 1;
   float most[OWN], sum[OWN];
@@ -122,16 +122,16 @@ static __device__ void attend(tile *w, const kf_cuda_attention *a, const kf_cuda
     most[i] = -INFINITY;
     sum[i] = 0;
   }
-  if (threadIdx.x < ROWS) { /* rows beyond the last are not used, but have an address */
-    int64_t row = first_row + least(threadIdx.x, rows - 1), t = row / a->heads;
-    w->head[threadIdx.x] = t * a->groups * a->heads + g * a->heads + row % a->heads;
-    w->position[threadIdx.x] = s->past + t;
+  if (thread < ROWS) { /* rows beyond the last are not used, but have an address */
+    int64_t row = first_row + least(thread, rows - 1), t = row / a->heads;
+    w->head[thread] = t * a->groups * a->heads + g * a->heads + row % a->heads;
+    w->position[thread] = s->past + t;
   }
   for (int64_t at = begin; at < end; at += KEYS) {
     int n = (int)least(KEYS, end - at);
     float score[OWN][EACH];
     for (int i = 0; i < OWN * EACH; i++) score[i / EACH][i % EACH] = 0;
-    if (threadIdx.x < n) w->row[threadIdx.x] = kf_cuda_row(&s->rows, at + threadIdx.x);
+    if (thread < n) w->row[thread] = kf_cuda_row(&s->rows, at + thread);
     __syncthreads();
     add_scores(w, a, s, g, rows, n, score);
     add_softmax(w, a, s, rows, at, n, score, most, sum);
