@@ -254,7 +254,7 @@ static void forward(const kf_model *m, const variant *v, const int32_t *ids, dou
 static void assert_close(const char *name, const char *form, const float *got, const double *want, int n) {
   double worst = 0, largest = 0;
   for (int i = 0; i < n; i++) {
-    worst = fmax(worst, fabs(got[i] - want[i]));
+    worst = isnan(got[i]) ? INFINITY : fmax(worst, fabs(got[i] - want[i]));
     largest = fmax(largest, fabs(want[i]));
   }
   if (worst > 1e-5 * largest) fail_msg("%s, %s: off by %.3g of %.3g", name, form, worst, largest);
