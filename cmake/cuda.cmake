@@ -15,7 +15,7 @@ enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
 
-set(KVFOLD_PC_CUDA "-L${CUDAToolkit_LIBRARY_DIR} -lcublas -lcudart")
+set(KVFOLD_PC_CUDA "-L${CUDAToolkit_LIBRARY_DIR} -lcublas -lcudart -lstdc++")
 
 # The kernels, and what they need, become part of a room.
 function(kf_cuda_kernels room)

@@ -165,7 +165,7 @@ typedef struct kf_feed {
   size_t count;
 } kf_feed;
 kf_status kf_batch_create(kf_model *m, int sequences, kf_batch **out, kf_error *e);
-void kf_batch_free(kf_batch *b);
+void kf_batch_free(kf_batch *b); /* before its model is closed */
 /* Appends the tokens of every feed and gives the logits after the last token of each. logits: [feeds, vocabulary]. */
 kf_status kf_batch_step(kf_batch *b, const kf_feed *feeds, int count, float *logits, kf_error *e);
 void kf_batch_reset(kf_batch *b, int sequence);           /* forget a sequence */

@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LEAST_MAJOR = 8 }; /* compute capability: bf16 products, managed memory that both processors touch */
+enum {
+  LEAST_MAJOR = 8,         /* compute capability: bf16 products */
+  LEAST_PARCELS = 1 << 20, /* bytes of parcels between two waits, at least */
+};
 
 static kf_status check_gpu(int *major, int *minor, kf_error *e) {
   int count = 0, shared = 0;
@@ -59,6 +62,7 @@ static void *cuda_alloc(kf_device *d, size_t count, size_t size, kf_error *e) {
 static void cuda_wait(kf_device *d) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_ok(c, cudaStreamSynchronize(c->stream));
+  c->parcel_used = 0;
 }
 
 static void cuda_release(kf_device *d, void *p) {
@@ -80,15 +84,17 @@ void *kf_cuda_scratch(kf_cuda *c, kf_cuda_slot slot, size_t bytes) {
 
 bool kf_cuda_parcel_open(kf_cuda *c, size_t bytes, kf_cuda_parcel *out) {
   if (c->device.error.status != KF_OK) return false;
-  *out = (kf_cuda_parcel){.gpu = kf_cuda_scratch(c, KF_CUDA_PARCEL, bytes)};
-  if (!out->gpu) return false;
-  if (c->parcel_bytes < bytes) {
+  if (bytes > c->parcel_bytes - c->parcel_used) cuda_wait(&c->device);
+  if (bytes > c->parcel_bytes) {
     free(c->parcel);
-    c->parcel = kf_alloc(bytes, 2, &c->device.error);
-    c->parcel_bytes = c->parcel ? 2 * bytes : 0;
+    c->parcel_bytes = bytes + LEAST_PARCELS;
+    if (!(c->parcel = kf_alloc(c->parcel_bytes, 1, &c->device.error))) c->parcel_bytes = 0;
   }
-  out->host = c->parcel;
-  return out->host != NULL;
+  char *gpu = kf_cuda_scratch(c, KF_CUDA_PARCEL, c->parcel_bytes);
+  if (!c->parcel || !gpu) return false;
+  *out = (kf_cuda_parcel){.host = c->parcel + c->parcel_used, .gpu = gpu + c->parcel_used};
+  c->parcel_used += kf_cuda_room(bytes);
+  return true;
 }
 
 const void *kf_cuda_put(kf_cuda_parcel *p, const void *from, size_t bytes) {
@@ -98,7 +104,6 @@ const void *kf_cuda_put(kf_cuda_parcel *p, const void *from, size_t bytes) {
   return p->gpu + at;
 }
 
-/* From pageable memory: the CPU's side may be filled anew when this returns, while the copy keeps its place in the stream. */
 bool kf_cuda_send(kf_cuda *c, const kf_cuda_parcel *p) {
   return kf_cuda_ok(c, cudaMemcpyAsync(p->gpu, p->host, p->used, cudaMemcpyHostToDevice, c->stream));
 }

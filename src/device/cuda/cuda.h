@@ -25,7 +25,7 @@ typedef struct kf_cuda {
     size_t bytes;
   } scratch[KF_CUDA_SLOTS];
   char *parcel; /* the CPU's side of KF_CUDA_PARCEL */
-  size_t parcel_bytes;
+  size_t parcel_bytes, parcel_used;
 } kf_cuda;
 
 struct kf_weight {
@@ -44,7 +44,8 @@ bool kf_cuda_ok(kf_cuda *c, cudaError_t error);
 /* At least `bytes` of the GPU's memory; NULL (and the device's error set) when there is none. */
 void *kf_cuda_scratch(kf_cuda *c, kf_cuda_slot slot, size_t bytes);
 
-/* What describes an operation's numbers, gathered on the CPU and sent to the GPU in one piece before the launch. */
+/* What describes an operation's numbers, gathered on the CPU and sent to the GPU in one piece before the launch. Parcels lie
+ * one behind the other until all have been read: a copy may be as late as the stream. */
 typedef struct kf_cuda_parcel {
   char *host, *gpu;
   size_t used;
