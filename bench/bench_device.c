@@ -199,8 +199,9 @@ static double timed(context *c, work *f, int64_t tokens, int64_t columns, int la
 
 static void attention(int64_t m, int64_t past, int heads, int kv_heads, int d, double bandwidth) {
   int64_t tokens = m + past, columns = 2 * (int64_t)kv_heads * d;
-  context c = {.shape = {heads, kv_heads, d, d, 0.125f, 0},
-               .a = {.q = numbers(m * heads * d), .out = numbers(m * heads * d), .m = m, .past = past}};
+  context c = {
+      .shape = {heads, kv_heads, d, d, 0.125f, 0},
+      .a = {.q = numbers(m * heads * d), .q_stride = (int64_t)heads * d, .out = numbers(m * heads * d), .m = m, .past = past}};
   double t = timed(&c, grouped, tokens, columns, m > 16 ? 1 : 30);
   double pairs = (double)m * (double)past + (double)m * (double)(m + 1) / 2;
   double bytes = (double)(tokens * columns) * (double)kf_element(device->compute);
@@ -234,6 +235,7 @@ enum { ROWS = 2048, HIDDEN = 576, INNER = 1536, VOCABULARY = 49152 };
 typedef struct buffers {
   float *a, *b, *w;
   int64_t m;
+  kf_weight *up, *down; /* [2 INNER, HIDDEN], [HIDDEN, INNER] */
   int32_t ids[ROWS], best[ROWS];
   double nll[ROWS];
 } buffers;
@@ -242,9 +244,13 @@ static void norm(void *p) {
   buffers *b = p;
   device->rmsnorm(device, b->b, b->a, b->w, b->m, HIDDEN, 1e-5f);
 }
+static void norm_linear(void *p) {
+  buffers *b = p;
+  device->norm_linear(device, b->b, b->a, b->w, 1e-5f, b->up, b->m);
+}
 static void gate(void *p) {
   buffers *b = p;
-  device->swiglu(device, b->b, b->a, b->m, INNER);
+  device->swiglu_linear(device, b->b, b->a, b->down, b->m);
 }
 static void turn(void *p) {
   buffers *b = p;
@@ -259,10 +265,15 @@ static void loss(void *p) {
 }
 
 static void rows_of(const char *name, work *f, int64_t m, double bytes_per_row) {
-  buffers b = {
-      numbers((int64_t)ROWS * 2 * INNER + 64 * VOCABULARY), numbers(ROWS * 2 * INNER), numbers(ROWS * 64), m, {0}, {0}, {0}};
+  buffers b = {.a = numbers((int64_t)ROWS * 2 * INNER + 64 * VOCABULARY),
+               .b = numbers(ROWS * 2 * INNER),
+               .w = numbers(ROWS * 64),
+               .m = m,
+               .up = make_weight(2 * INNER, HIDDEN),
+               .down = make_weight(HIDDEN, INNER)};
   double t = best_of(f, &b, 8);
   printf("%-13s m=%-5lld %8.2f us  %6.1f GB/s\n", name, (long long)m, 1e6 * t, 1e-9 * bytes_per_row * (double)m / t);
+  device->weight_free(device, b.up), device->weight_free(device, b.down);
   free(b.a), free(b.b), free(b.w);
 }
 
@@ -308,7 +319,7 @@ static void fast_norm(void *what) {
 }
 static void plain_gate(void *what) {
   buffers *b = &((sample *)what)->b;
-  kf_reference_swiglu(b->b, b->a, b->m, INNER);
+  kf_reference_swiglu_linear(b->b, b->a, ((sample *)what)->w, NULL, b->m, HIDDEN, INNER, NULL);
 }
 static void fast_gate(void *what) {
   gate(&((sample *)what)->b);
@@ -325,28 +336,26 @@ static void all_references(void) {
   static const struct {
     const char *name;
     work *fast, *plain;
-  } pairs[] = {{"linear", fast_linear, plain_linear},
-               {"attention", fast_attention, plain_attention},
-               {"latent_attention", fast_latent, plain_latent},
-               {"rmsnorm", fast_norm, plain_norm},
-               {"swiglu", fast_gate, plain_gate},
-               {"cross_entropy", fast_loss, plain_loss}};
+  } pairs[] = {{"linear", fast_linear, plain_linear},           {"attention", fast_attention, plain_attention},
+               {"latent_attention", fast_latent, plain_latent}, {"rmsnorm", fast_norm, plain_norm},
+               {"swiglu_linear", fast_gate, plain_gate},        {"cross_entropy", fast_loss, plain_loss}};
   enum { TOKENS = 32, PAST = 224, HEADS = 9, WIDTH = 64, RANK = 160 };
   int offset = RANK, width = 32;
   kf_weight *packed = make_weight(HIDDEN, HIDDEN);
   kf_rows rows = make_rows(TOKENS + PAST, 6 * WIDTH);
   float *x = numbers(TOKENS * HEADS * RANK), *y = numbers(TOKENS * 2 * INNER);
-  sample s = {.p = {x, y, NULL, &packed, 1, TOKENS}, .w = numbers(HIDDEN * HIDDEN)};
+  sample s = {.p = {x, y, NULL, &packed, 1, TOKENS}, .w = numbers(HIDDEN * INNER)};
   s.c.shape = (kf_attention_shape){HEADS, 3, WIDTH, WIDTH, 0.125f, 0};
-  s.c.a = (kf_attention){x, y, rows, TOKENS, PAST};
+  s.c.a = (kf_attention){x, HEADS * WIDTH, y, rows, TOKENS, PAST};
   s.c.latent = (kf_latent_shape){HEADS, 1, RANK, width, &offset, &width, -1, 0.1f, 0};
   s.c.l = (kf_latent_attention){x, x, y, rows, TOKENS, PAST};
-  s.b = (buffers){.a = numbers((int64_t)TOKENS * VOCABULARY), .b = y, .w = numbers(HIDDEN), .m = TOKENS};
+  s.b = (buffers){
+      .a = numbers((int64_t)TOKENS * VOCABULARY), .b = y, .w = numbers(HIDDEN), .m = TOKENS, .down = make_weight(HIDDEN, INNER)};
   for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
     double fast = best_of(pairs[i].fast, &s, 4), plain = best_of(pairs[i].plain, &s, 2);
     printf("%-17s %10.1f us, reference %12.1f us: %.0f times\n", pairs[i].name, 1e6 * fast, 1e6 * plain, plain / fast);
   }
-  device->weight_free(device, packed);
+  device->weight_free(device, packed), device->weight_free(device, s.b.down);
   free_rows(&rows, TOKENS + PAST);
   free(x), free(y), free(s.w), free(s.b.a), free(s.b.w);
 }
@@ -382,8 +391,10 @@ static void all_attention(double bandwidth) {
 static void all_rest(void) {
   rows_of("rmsnorm", norm, 1, 8.0 * HIDDEN);
   rows_of("rmsnorm", norm, ROWS, 8.0 * HIDDEN);
-  rows_of("swiglu", gate, 1, 12.0 * INNER);
-  rows_of("swiglu", gate, ROWS, 12.0 * INNER);
+  rows_of("norm_linear", norm_linear, 1, 2.0 * INNER * HIDDEN * 2);
+  rows_of("norm_linear", norm_linear, ROWS, 4.0 * (HIDDEN + 2 * INNER));
+  rows_of("swiglu_linear", gate, 1, 2.0 * INNER * HIDDEN);
+  rows_of("swiglu_linear", gate, ROWS, 4.0 * (2 * HIDDEN + 2 * INNER));
   rows_of("rope", turn, ROWS, 8.0 * 768);
   rows_of("cross_entropy", loss, 64, 4.0 * VOCABULARY);
 }

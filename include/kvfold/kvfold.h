@@ -72,9 +72,9 @@ typedef enum kf_compute {
 } kf_compute;
 
 typedef enum kf_device_kind {
-  KF_DEVICE_AUTO, /* the first GPU when the library was built with CUDA and there is one, else the CPU */
+  KF_DEVICE_AUTO, /* the CPU */
   KF_DEVICE_CPU,
-  KF_DEVICE_CUDA,
+  KF_DEVICE_CUDA, /* the first GPU; an error when the library was built without CUDA or there is none */
 } kf_device_kind;
 
 typedef struct kf_model_options {
@@ -89,8 +89,7 @@ typedef struct kf_model_info {
   char family[32];    /* "llama", "mistral", "qwen2", "qwen3", "smollm3", "deepseek_v3", ... (the source's model_type) */
   char attention[16]; /* "grouped", "latent", "hybrid" */
   char dtype[16];     /* of the stored weights: "f32", "bf16", "q4_1", ... (the one that most bytes have) */
-  char device[16];    /* "cpu" or "cuda": where this machine will run it under KF_DEVICE_AUTO */
-  char compute[16];   /* "f32" or "bf16": what that device will multiply in under KF_COMPUTE_AUTO */
+  char compute[16];   /* "f32" or "bf16": what this machine's CPU will multiply in under KF_COMPUTE_AUTO */
   char rope[32];      /* "default", "llama3", "yarn", ... */
   char method[32];    /* conversion method, "" for a model that kvfold did not convert */
   int64_t parameters; /* numbers in the checkpoint, a tied head counted once */

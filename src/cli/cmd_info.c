@@ -36,7 +36,7 @@ static void print_text(const kf_model_info *i) {
   printf("%-22s %d query, %d key/value, of %d\n", "heads", i->heads, i->kv_heads, i->head_dim);
   printf("%-22s %d\n%-22s %d%s\n", "intermediate", i->intermediate, "vocabulary", i->vocabulary, i->tied ? " (head tied)" : "");
   printf("%-22s %" PRId64 " tokens, rope %s\n", "context", i->context, i->rope);
-  printf("%-22s %s\n%-22s %s\n%-22s %s\n", "weights", i->dtype, "runs here on", i->device, "computes here in", i->compute);
+  printf("%-22s %s\n%-22s %s\n", "weights", i->dtype, "computes here in", i->compute);
   printf("%-22s %s\n", "attention", i->attention);
   printf("%-22s %" PRId64 " elements, %" PRId64 " bytes in bf16\n", "cache of one token", i->cache_elements_per_token,
          i->cache_bytes_per_token);
@@ -51,7 +51,6 @@ static json_t *info_json(const kf_model_info *i) {
   cli_set_text(o, "family", i->family, strlen(i->family));
   cli_set_text(o, "method", i->method, strlen(i->method));
   cli_set_text(o, "dtype", i->dtype, strlen(i->dtype));
-  cli_set_text(o, "device", i->device, strlen(i->device));
   cli_set_text(o, "compute", i->compute, strlen(i->compute));
   cli_set_text(o, "rope", i->rope, strlen(i->rope));
   json_object_set_new(o, "parameters", json_integer(i->parameters));
@@ -145,10 +144,9 @@ const cli_command cli_info = {
     .run = run,
     .description = "Reads the configuration and the table of tensors, not the weights, and prints the architecture, the size of "
                    "the KV cache of one token (elements over all layers; bytes in bf16) and at 4k, 32k and 128k tokens, and the "
-                   "device and type that this machine will multiply in.",
+                   "type that this machine will multiply in.",
     .keys = "path, family, method     strings; method is \"\" unless kvfold converted the model\n"
             "dtype, compute, rope     strings: of the stored weights; what auto computes in here; RoPE scaling\n"
-            "device                   where auto runs it here: cpu or cuda\n"
             "parameters               numbers in the checkpoint, a tied head counted once\n"
             "layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, context\n"
             "tied                     true when embedding and head share their weights\n"

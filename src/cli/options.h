@@ -53,10 +53,10 @@ typedef struct cli_common {
   {"threads", "N", CLI_INT, offsetof(cli_common, threads), 0, 4096,                                          \
    "threads; 0 (default): all that the process may use"}
 /* clang-format on */
-#define CLI_DEVICE_OPTION                                                                                                    \
-  {                                                                                                                          \
-    "device", "auto|cpu|cuda", CLI_CHOICE, offsetof(cli_common, device), 0, 0,                                               \
-        "where the model runs; auto (default): the first GPU when kvfold was built with CUDA and there is one, else the CPU" \
+#define CLI_DEVICE_OPTION                                                                                     \
+  {                                                                                                           \
+    "device", "auto|cpu|cuda", CLI_CHOICE, offsetof(cli_common, device), 0, 0,                                \
+        "where the model runs; auto (default): the CPU; cuda: the first GPU, when kvfold was built with CUDA" \
   }
 #define CLI_END_OPTION \
   { NULL, NULL, CLI_FLAG, 0, 0, 0, NULL }

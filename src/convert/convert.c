@@ -6,9 +6,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "convert/fold.h"
 #include "convert/record.h"
-#include "convert/statistics.h"
 #include "convert/write.h"
 #include "linalg/linalg.h"
 #include "text/tokenizer.h"
@@ -25,8 +23,8 @@ typedef struct job {
   int64_t calibration_tokens;
   json_t *recipe, *fingerprint;
   kf_output *output;
-  kf_calibration *calibration;
-  kf_fold *fold;
+  kf_corpus corpus;
+  void *session; /* of the method */
   kf_convert_result result;
 } job;
 
@@ -96,8 +94,7 @@ static kf_status prepare(job *j, const char *src, const char *dst, kf_error *e) 
   KF_TRY(kf_model_read(j->path, &j->config, &j->weights, e));
   choose_dtype(j);
   KF_TRY(kf_plan_resolve(&j->plan, &j->config, &j->weights, &o->hooks, e));
-  if (j->plan.needs_scores || j->plan.method->stream)
-    j->calibration_tokens = o->calibration_tokens ? o->calibration_tokens : DEFAULT_CALIBRATION_TOKENS;
+  if (j->plan.needs_text) j->calibration_tokens = o->calibration_tokens ? o->calibration_tokens : DEFAULT_CALIBRATION_TOKENS;
   KF_TRY(write_recipe(j, e));
   return take_fingerprint(j, e);
 }
@@ -189,11 +186,10 @@ static kf_status write_mapped(job *j, int layer, const kf_mapped *m, kf_error *e
 }
 
 /* Maps and writes the attention of a layer; *record describes it, *own_output says that the output projection is among it. */
-static kf_status convert_attention(job *j, int layer, const double *scores, json_t **record, bool *own_output, kf_error *e) {
+static kf_status convert_attention(job *j, int layer, json_t **record, bool *own_output, kf_error *e) {
   kf_mapped mapped;
   kf_error why = {0};
-  kf_status s =
-      j->fold ? kf_fold_next(j->fold, layer, &mapped, &why) : j->plan.method->map(&j->plan, layer, scores, &mapped, &why);
+  kf_status s = j->plan.method->map(&j->plan, j->session, layer, &mapped, &why);
   if (s != KF_OK) return kf_fail(e, s, "layer %d: %s", layer, why.message);
   *record = kf_layer_record(&mapped.attention);
   for (int i = 0; i < mapped.tensors; i++) *own_output = *own_output || strcmp(mapped.tensor[i].name, "o_proj.weight") == 0;
@@ -203,32 +199,19 @@ static kf_status convert_attention(job *j, int layer, const double *scores, json
 }
 
 static kf_status do_layer(job *j, int layer, bool done_before, kf_error *e) {
-  bool mapped = j->plan.convert[layer];
-  double *scores = NULL;
+  unit u = {.j = j, .number = 1 + layer, .mapped = j->plan.convert[layer]};
   json_t *record = NULL;
   kf_status s = KF_OK;
-  if (j->calibration) { /* a finished layer too: the next one takes what it gives */
-    int half = j->config.head_dim / 2;
-    const char *score = json_string_value(json_object_get(j->plan.settings, "score"));
-    KF_NEW(scores, j->config.kv_heads * half, e);
-    KF_GO(kf_calibration_layer(j->calibration, layer, !score || strcmp(score, "product") == 0, scores, e));
-  }
-  if (mapped) j->result.layers_converted++;
-  if (!mapped) j->result.layers_kept++;
+  if (u.mapped) j->result.layers_converted++;
+  if (!u.mapped) j->result.layers_kept++;
   if (done_before) {
-    kf_mapped again; /* the next layer's statistics and streams take what this one gives */
-    if (j->fold) KF_GO(kf_fold_next(j->fold, layer, &again, e));
-    if (j->fold) kf_mapped_free(&again);
     j->result.layers_resumed++;
-    goto done;
+    return KF_OK;
   }
-  unit u = {.j = j, .number = 1 + layer, .mapped = mapped};
-  if (mapped) KF_GO(convert_attention(j, layer, scores, &record, &u.own_output, e));
-  if (!mapped && j->plan.method->resolve) record = kf_layer_record(&j->config.layer[layer].attention);
-  KF_GO(kf_weights_each(&j->config, copy_tensor, &u, e));
-  KF_GO(kf_output_end_unit(j->output, record, e));
-done:
-  free(scores);
+  if (u.mapped) s = convert_attention(j, layer, &record, &u.own_output, e);
+  if (!u.mapped && j->plan.method->resolve) record = kf_layer_record(&j->config.layer[layer].attention);
+  if (s == KF_OK) s = kf_weights_each(&j->config, copy_tensor, &u, e);
+  if (s == KF_OK) s = kf_output_end_unit(j->output, record, e);
   json_decref(record);
   return s;
 }
@@ -244,17 +227,26 @@ static kf_status do_unit(job *j, int number, kf_error *e) {
 
 /* What looks at calibration text before the first layer is written. */
 static kf_status calibrate(job *j, kf_error *e) {
+  const kf_convert_options *o = j->o;
   kf_tokenizer *t;
   char scratch[KF_PATH];
-  if (!j->plan.needs_scores && !j->plan.method->stream) return KF_OK;
+  if (!j->plan.needs_text) return KF_OK;
   KF_TRY(kf_join(scratch, kf_output_path(j->output), "statistics", e));
   KF_TRY(open_tokenizer(j, &t, e));
-  kf_status s = j->plan.method->stream
-                    ? kf_fold_create(&j->plan, t, j->o, j->calibration_tokens, scratch, &j->fold, e)
-                    : kf_calibration_create(&j->config, &j->weights, t, j->o, j->calibration_tokens, &j->calibration, e);
+  kf_status s = kf_corpus_read(t, o->calibration, o->calibration_count, j->calibration_tokens, &j->corpus, e);
   kf_tokenizer_close(t);
-  if (s == KF_OK && j->fold) json_object_set_new(j->recipe, "chosen", kf_fold_record(j->fold));
-  return s;
+  KF_TRY(s);
+  if ((int64_t)j->corpus.ids.count < o->calibration_tokens)
+    kf_note(&o->hooks, "the calibration text has %zu tokens, fewer than the %lld asked for", j->corpus.ids.count,
+            (long long)o->calibration_tokens);
+  KF_TRY(j->plan.method->open(&j->plan, &j->corpus, scratch, &j->session, e));
+  if (j->plan.method->record) json_object_set_new(j->recipe, "chosen", j->plan.method->record(j->session));
+  return KF_OK;
+}
+
+static void end_session(job *j) {
+  if (j->plan.method && j->plan.method->close) j->plan.method->close(j->session);
+  j->session = NULL;
 }
 
 static kf_status do_units(job *j, kf_error *e) {
@@ -310,8 +302,7 @@ static kf_status run(job *j, const char *src, const char *dst, kf_error *e) {
   KF_TRY(prepare(j, src, dst, e));
   KF_TRY(kf_output_open(dst, j->fingerprint, j->dtype, j->o->shard_bytes, &j->o->hooks, &j->output, e));
   KF_TRY(do_units(j, e));
-  kf_fold_free(j->fold); /* its scratch file stands in the output */
-  j->fold = NULL;
+  end_session(j); /* its scratch file stands in the output */
   KF_TRY(kf_output_seal(j->output, e));
   KF_TRY(write_companions(j, e));
   KF_TRY(write_config(j, e));
@@ -334,8 +325,8 @@ kf_status kf_convert(const char *src, const char *dst, const kf_convert_options 
   kf_status s = run(j, src, dst, e);
   kf_linalg_threads(threads);
   kf_output_close(j->output, s == KF_ERROR_CANCELLED);
-  kf_calibration_free(j->calibration);
-  kf_fold_free(j->fold);
+  end_session(j);
+  kf_corpus_free(&j->corpus);
   kf_plan_free(&j->plan);
   kf_weights_close(&j->weights);
   kf_config_free(&j->config);

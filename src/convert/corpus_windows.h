@@ -4,11 +4,18 @@
 
 #include "model/model.h"
 
-/* The first `most` tokens or so of the calibration files, joined by newlines. Errors: a file that cannot be read, less than two tokens. */
-kf_status kf_corpus_ids(const kf_tokenizer *t, const kf_convert_options *o, int64_t most, kf_ids *out, kf_error *e);
-/* Consecutive whole windows, each behind a BOS where the tokenizer puts one. x: [windows, window, hidden], freed with free().
- * Errors: as above, and too little text for five windows. */
-kf_status kf_corpus_windows(const kf_weights *w, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens,
-                            int64_t window, float **x, int *windows, kf_error *e);
+typedef struct kf_corpus {
+  kf_ids ids;
+  int32_t bos;      /* goes in front of every window; -1: none does */
+  const char *name; /* of the text, in messages */
+} kf_corpus;
+
+/* The first `tokens` tokens of the files, joined by newlines. Errors: a file that cannot be read, less than two tokens. */
+kf_status kf_corpus_read(const kf_tokenizer *t, const char *const *files, int count, int64_t tokens, kf_corpus *out, kf_error *e);
+void kf_corpus_free(kf_corpus *c);
+
+/* Consecutive whole windows of `window` tokens, BOS included. x: [windows, window, hidden] embeddings, freed with free().
+ * Errors: too little text for five windows. */
+kf_status kf_corpus_windows(const kf_corpus *c, const kf_weights *w, int64_t window, float **x, int *windows, kf_error *e);
 
 #endif

@@ -1,12 +1,11 @@
-#include "convert/fold.h"
-
+/* fold: statistics, choice of variant on held-out calibration text, and conversion layer by layer (docs/METHODS.md). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "convert/corpus_windows.h"
+#include "convert/fold_stream.h"
 #include "linalg/linalg.h"
 
 enum { CANDIDATES = 12 };
@@ -19,7 +18,7 @@ typedef struct candidate {
   kf_student student;
 } candidate;
 
-struct kf_fold {
+typedef struct kf_fold {
   const kf_plan *p;
   const kf_config *config;
   const kf_weights *weights;
@@ -35,8 +34,9 @@ struct kf_fold {
   int candidates, best;
   FILE *store; /* statistics, layer by layer */
   char scratch[KF_PATH];
+  int next;           /* layer whose statistics the store gives next */
   kf_student student; /* of the chosen variant, over the calibration windows */
-};
+} kf_fold;
 
 /* ---------------------------------------------------------------------------------------------- statistics of a layer */
 
@@ -228,6 +228,7 @@ const kf_key kf_fold_keys[] = {
 
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
   if (!p->has_calibration) return kf_fail(e, KF_ERROR_USAGE, "fold looks at calibration text: give --calibration FILE");
+  p->needs_text = true;
   KF_TRY(kf_plan_layers(p, "all", e));
   for (int i = 0; i < p->source->layers; i++) {
     const kf_attention_config *a = &p->source->layer[i].attention;
@@ -393,7 +394,7 @@ static kf_status refit(kf_fold *f, int index, const kf_fold_source *source, cons
   return s;
 }
 
-kf_status kf_fold_next(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
+static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
   const candidate *c = &f->candidate[f->best];
   kf_fold_source source = {0};
   kf_attention_statistics statistics = {0};
@@ -425,16 +426,27 @@ done:
   return s;
 }
 
+/* Layers that an earlier run finished are done again: the streams go through them. */
+kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e) {
+  kf_fold *f = session;
+  (void)p;
+  for (*out = (kf_mapped){0}; f->next <= layer; f->next++) {
+    kf_mapped_free(out);
+    KF_TRY(map_layer(f, f->next, out, e));
+  }
+  return KF_OK;
+}
+
 /* ---------------------------------------------------------------------------------------------- beginning and end */
 
-static kf_status begin(kf_fold *f, const kf_tokenizer *t, int64_t tokens, kf_error *e) {
+static kf_status begin(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
   int64_t hidden = f->config->hidden;
   KF_TRY(kf_device_open_cpu(f->o->compute, f->o->threads, &f->device, e));
   f->threads = f->device->threads;
   KF_TRY(kf_run_create(f->device, f->config, &f->run, e));
   f->all.config = f->config;
   f->all.window = f->config->context < KF_FOLD_WINDOW ? f->config->context : KF_FOLD_WINDOW;
-  KF_TRY(kf_corpus_windows(f->weights, t, f->o, tokens, f->all.window, &f->all.x, &f->all.windows, e));
+  KF_TRY(kf_corpus_windows(corpus, f->weights, f->all.window, &f->all.x, &f->all.windows, e));
   size_t bytes = (size_t)(f->all.windows * f->all.window * hidden) * sizeof *f->all.x;
   KF_NEW(f->start, bytes / sizeof *f->start, e);
   memcpy(f->start, f->all.x, bytes);
@@ -449,28 +461,27 @@ static kf_status begin(kf_fold *f, const kf_tokenizer *t, int64_t tokens, kf_err
   return f->refit ? kf_student_create(f->config, f->elements, &f->all, &f->student, e) : KF_OK;
 }
 
-kf_status kf_fold_create(const kf_plan *p, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens,
-                         const char *scratch, kf_fold **out, kf_error *e) {
+kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e) {
   kf_fold *f;
-  *out = NULL;
   KF_NEW(f, 1, e);
   f->p = p;
   f->config = p->source;
   f->weights = p->weights;
-  f->o = o;
+  f->o = p->o;
   f->elements = kf_plan_budget(p, 0);
   f->refit = p->value[KF_FOLD_REFIT].choice == 1;
   snprintf(f->scratch, sizeof f->scratch, "%s", scratch);
-  kf_status s = begin(f, t, tokens, e);
+  kf_status s = begin(f, corpus, e);
   if (s == KF_OK) f->student.stream.config = &f->student.config;
   if (s != KF_OK)
-    kf_fold_free(f);
+    kf_fold_close(f);
   else
-    *out = f;
+    *session = f;
   return s;
 }
 
-void kf_fold_free(kf_fold *f) {
+void kf_fold_close(void *session) {
+  kf_fold *f = session;
   if (!f) return;
   for (int i = 0; i < f->candidates; i++) kf_student_free(&f->candidate[i].student);
   kf_student_free(&f->student);
@@ -483,7 +494,8 @@ void kf_fold_free(kf_fold *f) {
   free(f);
 }
 
-json_t *kf_fold_record(const kf_fold *f) {
+json_t *kf_fold_record(const void *session) {
+  const kf_fold *f = session;
   json_t *tried = json_array();
   for (int i = 0; i < f->candidates; i++)
     json_array_append_new(tried, json_pack("{s:s,s:i,s:f}", "selection", f->candidate[i].greedy ? "greedy" : "fold", "rope_pairs",

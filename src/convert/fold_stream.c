@@ -43,7 +43,7 @@ kf_status kf_stream_forward(kf_device *d, kf_run *run, const kf_layer *layer, in
   KF_TRY(kf_sequence_create(stream->config, d, &sequence, e));
   kf_status s = KF_OK;
   for (int w = 0; w < stream->windows && s == KF_OK; w++) {
-    kf_span span = {sequence, 0, stream->window};
+    kf_span span = {sequence, 0, stream->window, 0};
     s = kf_layer_forward(run, layer, index, stream->x + w * stream->window * stream->config->hidden, &span, 1, watch, e);
   }
   kf_sequence_free(sequence);

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "convert/factor.h"
-#include "convert/plan.h"
+#include "convert/statistics.h"
 
 enum { ROPE_POLICY, ROPE_PAIRS, RANK, SVD, RANKS_FILE, SCORE, LAYERS, SINGULAR_VALUES };
 enum { SVD_JOINT, SVD_SPLIT, SVD_K_ONLY, SVD_V_ONLY, SVD_NONE };
@@ -55,7 +55,7 @@ static kf_status resolve_policy(kf_plan *p, kf_error *e) {
   } else if (uses_norms(p->policy)) {
     if (!p->has_calibration)
       return kf_fail(e, KF_ERROR_INPUT, "rope_policy=%s needs calibration text or ranks_file", policies[p->policy]);
-    p->needs_scores = true;
+    p->needs_text = true;
   }
   return KF_OK;
 }
@@ -337,11 +337,33 @@ static kf_status assemble(work *w, const double *scores, kf_mapped *out, kf_erro
   return place_norm(w, "k_norm.weight", out, e);
 }
 
-kf_status kf_mha2mla_map(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e) {
+kf_status kf_mha2mla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e) {
+  kf_calibration *c = NULL;
+  (void)scratch;
+  kf_status s = kf_calibration_create(p, corpus, &c, e);
+  *session = c;
+  return s;
+}
+
+void kf_mha2mla_close(void *session) {
+  kf_calibration_free(session);
+}
+
+kf_status kf_mha2mla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e) {
   const kf_attention_config *a = &p->source->layer[layer].attention;
   work w = {.p = p, .a = a, .layer = layer, .half = a->d_qk / 2, .hidden = p->source->hidden};
   *out = (kf_mapped){0};
+  double *scores = NULL;
+  if (session) {
+    KF_NEW(scores, a->kv_heads * w.half, e);
+    kf_status s = kf_calibration_layer(session, layer, p->value[SCORE].choice == SCORE_PRODUCT, scores, e);
+    if (s != KF_OK) {
+      free(scores);
+      return s;
+    }
+  }
   kf_status s = assemble(&w, scores, out, e);
+  free(scores);
   float *const owned[] = {w.q, w.k, w.v, w.q_bias, w.k_bias, w.v_bias};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
   free(w.order);

@@ -125,7 +125,7 @@ static kf_status parse_budget(const char *text, kf_budget *b, kf_error *e) {
 }
 
 kf_status kf_plan_options(const kf_convert_options *o, kf_plan *p, kf_error *e) {
-  *p = (kf_plan){.has_calibration = o->calibration_count > 0, .hooks = &o->hooks};
+  *p = (kf_plan){.o = o, .has_calibration = o->calibration_count > 0, .hooks = &o->hooks};
   if (!o->method || !*o->method) return kf_fail(e, KF_ERROR_USAGE, "no conversion method was given");
   for (int i = 0; kf_method_at(i); i++)
     if (strcmp(kf_method_name(i), o->method) == 0) p->method = kf_method_at(i);
@@ -238,8 +238,7 @@ kf_status kf_plan_resolve(kf_plan *p, const kf_config *source, const kf_weights 
     KF_TRY(check_source(p, e));
     KF_TRY(p->method->resolve(p, e));
   }
-  if (p->has_calibration && !p->needs_scores && !p->method->stream)
-    kf_note(hooks, "the calibration text is not used: no setting asks for scores");
+  if (p->has_calibration && !p->needs_text) kf_note(hooks, "the calibration text is not used: no setting asks for scores");
   return record_rest(p, e);
 }
 

@@ -2,6 +2,7 @@
 #ifndef KF_CONVERT_PLAN_H
 #define KF_CONVERT_PLAN_H
 
+#include "convert/corpus_windows.h"
 #include "convert/ranks.h"
 #include "convert/rope_select.h"
 #include "model/model.h"
@@ -56,9 +57,14 @@ typedef struct kf_method {
   /* Settings and model into ranks and dimensions; everything that can be refused before work starts. NULL: layers are
    * copied as they are. */
   kf_status (*resolve)(kf_plan *p, kf_error *e);
-  /* One layer. scores: [kv_heads, d_h / 2] of calibration text, or NULL. */
-  kf_status (*map)(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e);
-  bool stream; /* layers come in order from kf_fold_next(), which looks at calibration text; map is not called */
+  /* Before the first layer, when resolve() set needs_text: what map() wants of calibration text. corpus outlives the session;
+   * scratch names a file that the session may write and must remove. NULL: the method never looks at text. */
+  kf_status (*open)(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+  /* One layer, called in ascending order; layers may be left out (kept as they are, or finished by an earlier run). session:
+   * open()'s, or NULL. */
+  kf_status (*map)(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
+  json_t *(*record)(const void *session); /* what was chosen, into the recipe; NULL: nothing */
+  void (*close)(void *session);           /* NULL is allowed */
 } kf_method;
 
 const kf_method *kf_method_at(int index); /* NULL past the end */
@@ -74,6 +80,7 @@ struct kf_plan {
   const kf_method *method;
   kf_value value[KF_MAX_KEYS]; /* in the order of method->keys */
   kf_budget budget;
+  const kf_convert_options *o;
   bool has_calibration;
   const kf_config *source;
   const kf_weights *weights;
@@ -85,9 +92,9 @@ struct kf_plan {
   int nope, rope;     /* x-ecomla: rows of a head */
   int pairs;          /* mha2mla: pairs a KV head */
   kf_rope_policy policy;
-  bool needs_scores; /* from calibration text */
-  kf_ranks ranks;    /* from a file; layers 0: none */
-  json_t *settings;  /* key: resolved value */
+  bool needs_text;  /* the method's open() is to be called */
+  kf_ranks ranks;   /* from a file; layers 0: none */
+  json_t *settings; /* key: resolved value */
 };
 
 /* Finds method and settings; no model needed. KF_ERROR_USAGE names the nearest known word. */
@@ -110,9 +117,15 @@ extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[], kf_fold_keys[];
 enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_REFIT }; /* in the order of kf_fold_keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };           /* selection */
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e);
+kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
+json_t *kf_fold_record(const void *session);
+void kf_fold_close(void *session);
 kf_status kf_mha2mla_resolve(kf_plan *p, kf_error *e);
-kf_status kf_mha2mla_map(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e);
+kf_status kf_mha2mla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_mha2mla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
+void kf_mha2mla_close(void *session);
 kf_status kf_xecomla_resolve(kf_plan *p, kf_error *e);
-kf_status kf_xecomla_map(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e);
+kf_status kf_xecomla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
 
 #endif

@@ -1,7 +1,5 @@
 #include "convert/statistics.h"
 
-#include "convert/corpus_windows.h"
-
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +16,8 @@ struct kf_calibration {
   int windows;
   kf_sequence **sequence; /* [windows] */
   int64_t *offset;        /* [windows + 1] first token of each */
-  /* of the layer at work */
+  int next;               /* layer that x goes into */
+  /* of the layer before it, the last that was run */
   const kf_layer *layer;
   double *q, *k; /* [heads, half], [kv_heads, half] sums of lengths */
 };
@@ -26,10 +25,10 @@ struct kf_calibration {
 /* ---------------------------------------------------------------------------------------------- tokens */
 
 /* Windows of at most the context, each behind a BOS where the tokenizer puts one; x = their embeddings. */
-static kf_status cut_windows(kf_calibration *c, const kf_tokenizer *t, const kf_ids *ids, int64_t most, kf_error *e) {
-  int bos = kf_tokenizer_adds_bos(t) && kf_tokenizer_bos(t) >= 0;
+static kf_status cut_windows(kf_calibration *c, const kf_corpus *corpus, kf_error *e) {
+  int bos = corpus->bos >= 0;
   int64_t window = c->config->context < WINDOW ? c->config->context : WINDOW, body = window - bos > 0 ? window - bos : 1;
-  int64_t count = (int64_t)ids->count < most ? (int64_t)ids->count : most;
+  int64_t count = (int64_t)corpus->ids.count;
   const kf_view *embedding;
   int32_t *row = NULL;
   c->windows = (int)((count + body - 1) / body);
@@ -43,8 +42,8 @@ static kf_status cut_windows(kf_calibration *c, const kf_tokenizer *t, const kf_
   kf_status s = KF_OK;
   for (int i = 0; s == KF_OK && i < c->windows; i++) {
     c->offset[i] = at;
-    if (bos) row[at++] = kf_tokenizer_bos(t);
-    for (int64_t j = i * body; j < count && j < (i + 1) * body; j++) row[at++] = ids->data[j];
+    if (bos) row[at++] = corpus->bos;
+    for (int64_t j = i * body; j < count && j < (i + 1) * body; j++) row[at++] = corpus->ids.data[j];
     s = kf_sequence_create(c->config, c->device, &c->sequence[i], e);
   }
   c->offset[c->windows] = at;
@@ -53,26 +52,20 @@ static kf_status cut_windows(kf_calibration *c, const kf_tokenizer *t, const kf_
   return s;
 }
 
-kf_status kf_calibration_create(const kf_config *config, const kf_weights *weights, const kf_tokenizer *tokenizer,
-                                const kf_convert_options *o, int64_t tokens, kf_calibration **out, kf_error *e) {
+kf_status kf_calibration_create(const kf_plan *p, const kf_corpus *corpus, kf_calibration **out, kf_error *e) {
   kf_calibration *c;
-  kf_ids ids = {0};
   kf_status s;
   *out = NULL;
   KF_NEW(c, 1, e);
-  c->config = config;
-  c->weights = weights;
-  KF_GO(kf_corpus_ids(tokenizer, o, tokens, &ids, e));
-  if ((int64_t)ids.count < tokens && o->calibration_tokens)
-    kf_note(&o->hooks, "the calibration text has %zu tokens, fewer than the %lld asked for", ids.count, (long long)tokens);
-  KF_GO(kf_device_open_cpu(o->compute, o->threads, &c->device, e));
-  KF_GO(kf_run_create(c->device, config, &c->run, e));
-  KF_GO(cut_windows(c, tokenizer, &ids, tokens, e));
-  c->q = kf_alloc((size_t)config->heads * (size_t)config->head_dim / 2, sizeof *c->q, e);
-  c->k = kf_alloc((size_t)config->kv_heads * (size_t)config->head_dim / 2, sizeof *c->k, e);
+  c->config = p->source;
+  c->weights = p->weights;
+  KF_GO(kf_device_open_cpu(p->o->compute, p->o->threads, &c->device, e));
+  KF_GO(kf_run_create(c->device, c->config, &c->run, e));
+  KF_GO(cut_windows(c, corpus, e));
+  c->q = kf_alloc((size_t)c->config->heads * (size_t)c->config->head_dim / 2, sizeof *c->q, e);
+  c->k = kf_alloc((size_t)c->config->kv_heads * (size_t)c->config->head_dim / 2, sizeof *c->k, e);
   if (!c->q || !c->k) s = KF_ERROR_MEMORY;
 done:
-  kf_ids_free(&ids);
   if (s != KF_OK)
     kf_calibration_free(c);
   else
@@ -133,7 +126,7 @@ static kf_status run_layer(kf_calibration *c, int index, kf_error *e) {
     int count = 0;
     for (int i = first; i < c->windows && count < BATCH; i++, count++) {
       KF_TRY(kf_sequence_reserve(c->sequence[i], index, c->offset[i + 1] - c->offset[i], e));
-      spans[count] = (kf_span){c->sequence[i], c->offset[i] - c->offset[first], c->offset[i + 1] - c->offset[i]};
+      spans[count] = (kf_span){c->sequence[i], c->offset[i] - c->offset[first], c->offset[i + 1] - c->offset[i], 0};
     }
     KF_TRY(kf_layer_forward(c->run, c->layer, index, c->x + c->offset[first] * c->config->hidden, spans, count, &watch, e));
     for (int i = 0; i < count; i++) kf_sequence_drop(spans[i].sequence, index);
@@ -141,17 +134,24 @@ static kf_status run_layer(kf_calibration *c, int index, kf_error *e) {
   return kf_device_check(c->device, e);
 }
 
+static kf_status next_layer(kf_calibration *c, kf_error *e) {
+  const kf_attention_config *a = &c->config->layer[c->next].attention;
+  kf_layer loaded = {0};
+  memset(c->q, 0, (size_t)a->heads * (size_t)a->d_qk / 2 * sizeof *c->q);
+  memset(c->k, 0, (size_t)a->kv_heads * (size_t)a->d_qk / 2 * sizeof *c->k);
+  KF_TRY(kf_layer_load(c->weights, c->next, c->device, &loaded, e));
+  c->layer = &loaded;
+  kf_status s = run_layer(c, c->next, e);
+  c->layer = NULL;
+  kf_layer_free(&loaded, c->device);
+  c->next++;
+  return s;
+}
+
 kf_status kf_calibration_layer(kf_calibration *c, int layer, bool product, double *scores, kf_error *e) {
   const kf_attention_config *a = &c->config->layer[layer].attention;
   int half = a->d_qk / 2, group = a->heads / a->kv_heads;
-  kf_layer loaded = {0};
-  memset(c->q, 0, (size_t)a->heads * (size_t)half * sizeof *c->q);
-  memset(c->k, 0, (size_t)a->kv_heads * (size_t)half * sizeof *c->k);
-  KF_TRY(kf_layer_load(c->weights, layer, c->device, &loaded, e));
-  c->layer = &loaded;
-  kf_status s = run_layer(c, layer, e);
-  c->layer = NULL;
-  kf_layer_free(&loaded, c->device);
+  while (c->next <= layer) KF_TRY(next_layer(c, e));
   double n = (double)c->tokens;
   for (int g = 0; g < a->kv_heads; g++)
     for (int k = 0; k < half; k++) {
@@ -162,5 +162,5 @@ kf_status kf_calibration_layer(kf_calibration *c, int layer, bool product, doubl
       }
       scores[g * half + k] = sum;
     }
-  return s;
+  return KF_OK;
 }

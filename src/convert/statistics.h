@@ -6,16 +6,14 @@
 #ifndef KF_CONVERT_STATISTICS_H
 #define KF_CONVERT_STATISTICS_H
 
-#include "model/model.h"
+#include "convert/plan.h"
 
 typedef struct kf_calibration kf_calibration;
 
-/* Reads the texts and cuts their first `tokens` tokens into windows. config and weights are borrowed. threads, compute as
- * in kf_convert_options. Errors: no text, or a file that cannot be read; memory. */
-kf_status kf_calibration_create(const kf_config *config, const kf_weights *weights, const kf_tokenizer *tokenizer,
-                                const kf_convert_options *o, int64_t tokens, kf_calibration **out, kf_error *e);
+/* Cuts the text into windows, the last of which may be shorter. p and corpus are borrowed. Errors: memory. */
+kf_status kf_calibration_create(const kf_plan *p, const kf_corpus *corpus, kf_calibration **out, kf_error *e);
 void kf_calibration_free(kf_calibration *c);
-/* Runs all tokens through the next layer, which must be called in order. scores: [kv_heads, d_qk / 2]. */
+/* Runs all tokens through the layers up to this one; layers must be asked for in ascending order. scores: [kv_heads, d_qk / 2]. */
 kf_status kf_calibration_layer(kf_calibration *c, int layer, bool product, double *scores, kf_error *e);
 
 #endif

@@ -421,8 +421,8 @@ static kf_status assemble(work *w, kf_mapped *out, kf_error *e) {
   return map_head_norm(w, "k_norm.weight", out, e);
 }
 
-kf_status kf_xecomla_map(const kf_plan *p, int layer, const double *scores, kf_mapped *out, kf_error *e) {
-  (void)scores;
+kf_status kf_xecomla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e) {
+  (void)session;
   work w = {.p = p,
             .a = &p->source->layer[layer].attention,
             .layer = layer,

@@ -6,10 +6,6 @@
 #ifdef KF_CUDA
 #include "device/cuda/cuda.h"
 #else
-static bool kf_cuda_present(void) {
-  return false;
-}
-
 static kf_status kf_device_open_cuda(kf_compute compute, int threads, kf_device **out, kf_error *e) {
   (void)compute, (void)threads, (void)out;
   return kf_fail(e, KF_ERROR_INPUT, "this kvfold was built without CUDA: it runs models on the CPU only");
@@ -17,16 +13,7 @@ static kf_status kf_device_open_cuda(kf_compute compute, int threads, kf_device 
 #endif
 
 kf_status kf_device_open(kf_device_kind kind, kf_compute compute, int threads, kf_device **out, kf_error *e) {
-  bool cuda = kind == KF_DEVICE_CUDA || (kind == KF_DEVICE_AUTO && kf_cuda_present());
-  return cuda ? kf_device_open_cuda(compute, threads, out, e) : kf_device_open_cpu(compute, threads, out, e);
-}
-
-const char *kf_device_auto(void) {
-  return kf_cuda_present() ? "cuda" : "cpu";
-}
-
-const char *kf_device_auto_compute(void) {
-  return kf_cuda_present() ? "bf16" : kf_cpu_auto_compute();
+  return kind == KF_DEVICE_CUDA ? kf_device_open_cuda(compute, threads, out, e) : kf_device_open_cpu(compute, threads, out, e);
 }
 
 void kf_device_close(kf_device *d) {

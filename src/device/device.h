@@ -38,9 +38,10 @@ typedef struct kf_rope_block {
 
 /* Grouped attention of one sequence: m queries at positions past .. past+m-1 over rows 0 .. past+m-1. */
 typedef struct kf_attention {
-  const float *q; /* [m, heads, d_qk] */
-  float *out;     /* [m, heads, d_v] */
-  kf_rows rows;   /* columns: kv_heads x d_qk keys, then kv_heads x d_v values (more may follow) */
+  const float *q; /* m rows [heads, d_qk], q_stride numbers apart */
+  int64_t q_stride;
+  float *out;   /* [m, heads, d_v] */
+  kf_rows rows; /* columns: kv_heads x d_qk keys, then kv_heads x d_v values (more may follow) */
   int64_t m, past;
 } kf_attention;
 
@@ -96,6 +97,10 @@ struct kf_device {
 
   /* y [m, n] = x [m, k] W^T + bias; with add, y += that. */
   void (*linear)(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add);
+  /* y [m, n] = rmsnorm(x) W^T + bias; x: [m, k], norm: [k]. The rows between are in the compute type at once. */
+  void (*norm_linear)(kf_device *d, float *y, const float *x, const float *norm, float eps, const kf_weight *w, int64_t m);
+  /* y [m, n] += (silu(gate) * up) W^T + bias; gate_up: [m, 2k] gate first. */
+  void (*swiglu_linear)(kf_device *d, float *y, const float *gate_up, const kf_weight *w, int64_t m);
   /* y = x / rms(x) * w, rms over n with eps inside the root. x, y: [m, n]; y may be x. */
   void (*rmsnorm)(kf_device *d, float *y, const float *x, const float *w, int64_t m, int64_t n, float eps);
   /* Per head, in place: x rows have `stride` numbers, heads x n of them used; w: [w_heads, n], head h takes row
@@ -120,8 +125,6 @@ struct kf_device {
    * x: [m, heads, rank]; bias may be NULL. */
   void (*head_times)(kf_device *d, float *y, int y_stride, const float *x, int64_t m, int heads, const kf_weight *w,
                      const kf_head_rows *rows, int kv_heads, const float *bias);
-  /* y [m, f] = silu(gate) * up, gate_up: [m, 2f] gate first. */
-  void (*swiglu)(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f);
   /* Per row of logits [m, v]: nll[i] = logsumexp - logit[target[i]] in nats (fp64 sums); best[i] = argmax. */
   void (*cross_entropy)(kf_device *d, const float *logits, const int32_t *target, int64_t m, int64_t v, double *nll,
                         int32_t *best);
@@ -131,17 +134,14 @@ struct kf_device {
   void (*close)(kf_device *d);
 };
 
-/* kind AUTO: the first GPU when the build has CUDA and the machine one that can be used, else the CPU. compute AUTO: bf16
- * when the device has native bf16 products, else f32. BF16 asked of a CPU without them, or CUDA where there is none, is an
- * error. threads 0: all that the process may use. */
+/* kind AUTO: the CPU. compute AUTO: bf16 when the device has native bf16 products, else f32. BF16 asked of a CPU without them,
+ * or CUDA where there is none, is an error. threads 0: all that the process may use. */
 kf_status kf_device_open(kf_device_kind kind, kf_compute compute, int threads, kf_device **out, kf_error *e);
 kf_status kf_device_open_cpu(kf_compute compute, int threads, kf_device **out, kf_error *e);
 void kf_device_close(kf_device *d); /* NULL allowed */
 /* Waits; the first failure since the last check, cleared. */
 kf_status kf_device_check(kf_device *d, kf_error *e);
-/* What AUTO chooses here: "cpu" or "cuda", and "f32" or "bf16" on it. */
-const char *kf_device_auto(void);
-const char *kf_device_auto_compute(void);
+/* What compute AUTO is on this CPU: "f32" or "bf16". */
 const char *kf_cpu_auto_compute(void);
 
 /* y [m, n] = x, rows of both at their own stride. */

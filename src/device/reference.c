@@ -26,6 +26,31 @@ void kf_reference_rmsnorm(float *y, const float *x, const float *w, int64_t m, i
   }
 }
 
+kf_status kf_reference_norm_linear(float *y, const float *x, const float *norm, float eps, const float *w, const float *bias,
+                                   int64_t m, int64_t n, int64_t k, kf_error *e) {
+  float *h;
+  KF_NEW(h, m * k, e);
+  kf_reference_rmsnorm(h, x, norm, m, k, eps);
+  kf_reference_linear(y, h, w, bias, m, n, k, false);
+  free(h);
+  return KF_OK;
+}
+
+kf_status kf_reference_swiglu_linear(float *y, const float *gate_up, const float *w, const float *bias, int64_t m, int64_t n,
+                                     int64_t k, kf_error *e) {
+  float *h;
+  KF_NEW(h, m * k, e);
+  for (int64_t i = 0; i < m; i++) {
+    for (int64_t j = 0; j < k; j++) {
+      double gate = gate_up[i * 2 * k + j];
+      h[i * k + j] = (float)(gate / (1 + exp(-gate)) * gate_up[i * 2 * k + k + j]);
+    }
+  }
+  kf_reference_linear(y, h, w, bias, m, n, k, true);
+  free(h);
+  return KF_OK;
+}
+
 void kf_reference_head_norm(float *x, int64_t m, int64_t stride, int heads, int n, const float *w, int w_heads, float eps) {
   for (int64_t i = 0; i < m; i++) {
     for (int h = 0; h < heads; h++) {
@@ -112,7 +137,8 @@ kf_status kf_reference_attention(const kf_attention_shape *shape, const kf_atten
       for (int h = 0; h < shape->heads; h++) {
         int64_t first = first_visible(a->past + t, shape->window), n = a->past + t + 1 - first, at = t * shape->heads + h;
         for (int64_t key = 0; key < n; key++)
-          p[key] = shape->scale * dot_row(a->q + at * d_qk, &a->rows, first + key, (int64_t)(h / group) * d_qk, d_qk);
+          p[key] =
+              shape->scale * dot_row(a->q + t * a->q_stride + h * d_qk, &a->rows, first + key, (int64_t)(h / group) * d_qk, d_qk);
         softmax(p, n);
         weigh(a->out + at * d_v, p, &a->rows, first, n, (int64_t)shape->kv_heads * d_qk + (int64_t)(h / group) * d_v, d_v);
       }
@@ -167,15 +193,6 @@ void kf_reference_head_times(float *y, int y_stride, const float *x, int64_t m, 
       double sum = bias ? bias[r.first + j] : 0;
       for (int c = 0; c < rank; c++) sum += (double)w[(r.first + j) * rank + c] * x[i * rank + c];
       y[i * y_stride + j] = (float)sum;
-    }
-  }
-}
-
-void kf_reference_swiglu(float *y, const float *gate_up, int64_t m, int64_t f) {
-  for (int64_t i = 0; i < m; i++) {
-    for (int64_t j = 0; j < f; j++) {
-      double gate = gate_up[i * 2 * f + j];
-      y[i * f + j] = (float)(gate / (1 + exp(-gate)) * gate_up[i * 2 * f + f + j]);
     }
   }
 }

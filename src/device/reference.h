@@ -7,6 +7,11 @@
 
 /* w: [n, k] */
 void kf_reference_linear(float *y, const float *x, const float *w, const float *bias, int64_t m, int64_t n, int64_t k, bool add);
+/* norm: [k] */
+kf_status kf_reference_norm_linear(float *y, const float *x, const float *norm, float eps, const float *w, const float *bias,
+                                   int64_t m, int64_t n, int64_t k, kf_error *e);
+kf_status kf_reference_swiglu_linear(float *y, const float *gate_up, const float *w, const float *bias, int64_t m, int64_t n,
+                                     int64_t k, kf_error *e);
 void kf_reference_rmsnorm(float *y, const float *x, const float *w, int64_t m, int64_t n, float eps);
 void kf_reference_head_norm(float *x, int64_t m, int64_t stride, int heads, int n, const float *w, int w_heads, float eps);
 void kf_reference_rope(float *x, int64_t m, int64_t stride, const kf_rope_block *blocks, int block_count, const float *cos,
@@ -21,7 +26,6 @@ void kf_reference_head_transposed(float *y, const float *x, int64_t m, int heads
                                   const kf_head_rows *rows, int kv_heads);
 void kf_reference_head_times(float *y, int y_stride, const float *x, int64_t m, int heads, const float *w, int rank,
                              const kf_head_rows *rows, int kv_heads, const float *bias);
-void kf_reference_swiglu(float *y, const float *gate_up, int64_t m, int64_t f);
 void kf_reference_cross_entropy(const float *logits, const int32_t *target, int64_t m, int64_t v, double *nll, int32_t *best);
 void kf_reference_divergence(const float *reference, const float *logits, int64_t m, int64_t v, double *kl, double *difference);
 

@@ -78,7 +78,7 @@ static kf_status side_forward(side *s, const evaluation *v, int64_t window, int 
   int64_t hidden = s->model->config.hidden, kept = 0;
   for (int i = 0; i < windows; i++) {
     kf_sequence_reset(s->sequence[i]);
-    s->span[i] = (kf_span){s->sequence[i], i * p->length, p->length};
+    s->span[i] = (kf_span){s->sequence[i], i * p->length, p->length, 0};
   }
   KF_TRY(kf_embed(&s->model->weights, s->model->embedding, v->input, windows * p->length, s->x, e));
   KF_TRY(kf_model_forward(s->model, s->x, s->span, windows, e));

@@ -67,7 +67,7 @@ static kf_status step(kf_batch *b, const kf_feed *feeds, int count, int64_t rows
   KF_TRY(kf_run_slot(m->run, KF_SLOT_INPUT, rows * hidden, &x, e));
   KF_TRY(kf_run_slot(m->run, KF_SLOT_LAST, count * hidden, &last, e));
   for (int i = 0; i < count; i++) {
-    spans[i] = (kf_span){b->sequence[feeds[i].sequence], row, (int64_t)feeds[i].count};
+    spans[i] = (kf_span){b->sequence[feeds[i].sequence], row, (int64_t)feeds[i].count, 1};
     KF_TRY(kf_embed(&m->weights, m->embedding, feeds[i].ids, (int64_t)feeds[i].count, x + row * hidden, e));
     row += (int64_t)feeds[i].count;
   }
@@ -106,7 +106,7 @@ kf_status kf_logits(kf_model *m, const int32_t *ids, size_t count, float *out, k
   KF_GO(kf_sequence_create(&m->config, m->device, &sequence, e));
   KF_GO(kf_run_slot(m->run, KF_SLOT_INPUT, n * hidden, &x, e));
   KF_GO(kf_embed(&m->weights, m->embedding, ids, n, x, e));
-  KF_GO(kf_model_forward(m, x, &(kf_span){sequence, 0, n}, 1, e));
+  KF_GO(kf_model_forward(m, x, &(kf_span){sequence, 0, n, 0}, 1, e));
   for (int64_t i = 0; i < n; i += ROWS)
     KF_GO(logits_to(m, x + i * hidden, n - i < ROWS ? n - i : ROWS, out + i * m->config.vocabulary, e));
 done:

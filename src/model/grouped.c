@@ -20,10 +20,9 @@ kf_status kf_grouped_forward(const kf_chunk *c, float *out, kf_error *e) {
   const kf_attention_config *a = &c->layer->config->attention;
   kf_device *d = c->run->device;
   int64_t q_width = (int64_t)a->heads * a->d_qk, row = kf_attention_cache_elements(a), width = q_width + row;
-  float *qkv, *q;
+  float *qkv;
   kf_attention *sequence;
   KF_TRY(kf_run_slot(c->run, KF_SLOT_QKV, c->m * width, &qkv, e));
-  KF_TRY(kf_run_slot(c->run, KF_SLOT_Q, c->m * q_width, &q, e));
   d->linear(d, qkv, c->h, c->layer->q, c->m, false);
   if (c->watch && c->watch->seen) {
     d->wait(d);
@@ -34,16 +33,17 @@ kf_status kf_grouped_forward(const kf_chunk *c, float *out, kf_error *e) {
     d->head_norm(d, qkv + q_width, c->m, width, a->kv_heads, a->d_qk, c->layer->k_norm, 1, c->run->config->eps);
   }
   KF_TRY(rotate(c, qkv, width, e));
-  kf_device_copy(d, q, q_width, qkv, width, c->m, q_width);
 
   KF_NEW(sequence, c->pieces, e);
   for (int i = 0; i < c->pieces; i++) {
     const kf_piece *p = &c->piece[i];
-    sequence[i] = (kf_attention){.q = q + p->row * q_width,
-                                 .out = out + p->row * a->heads * a->d_v,
+    int64_t query = kf_piece_query(p);
+    sequence[i] = (kf_attention){.q = qkv + query * width,
+                                 .q_stride = width,
+                                 .out = out + query * a->heads * a->d_v,
                                  .rows = kf_sequence_rows(p->span->sequence, c->index),
-                                 .m = p->count,
-                                 .past = p->past};
+                                 .m = p->queries,
+                                 .past = p->past + query - p->row};
     d->store(d, &sequence[i].rows, p->past, p->count, 0, row, qkv + p->row * width + q_width, width);
   }
   kf_attention_shape shape = {

@@ -189,7 +189,12 @@ static kf_status attend_expanded(const kf_chunk *c, const shape *s, const kf_pie
   const kf_attention_config *a = s->a;
   kf_device *d = c->run->device;
   void *page[1];
-  kf_attention one = {.q = q + p->row * s->q_width, .out = out + p->row * a->heads * a->d_v, .m = p->count, .past = p->past};
+  int64_t query = kf_piece_query(p);
+  kf_attention one = {.q = q + query * s->q_width,
+                      .q_stride = s->q_width,
+                      .out = out + query * a->heads * a->d_v,
+                      .m = p->queries,
+                      .past = p->past + query - p->row};
   KF_TRY(expanded_rows(c, s, p, row, &one.rows, page, e));
   kf_attention_shape shape = {
       .heads = a->heads, .kv_heads = a->kv_heads, .d_qk = a->d_qk, .d_v = a->d_v, .scale = a->scale, .window = a->window};
@@ -201,7 +206,7 @@ static kf_status attend_expanded(const kf_chunk *c, const shape *s, const kf_pie
 static void scale_queries(const kf_chunk *c, const shape *s, const int *width, const kf_piece *p, float *q) {
   const kf_attention_config *a = s->a;
   c->run->device->wait(c->run->device);
-  for (int64_t t = p->row; t < p->row + p->count; t++)
+  for (int64_t t = kf_piece_query(p); t < p->row + p->count; t++)
     for (int h = 0; h < a->heads; h++) {
       float *head = q + t * s->q_width + h * a->d_qk;
       int g = h / (a->heads / a->kv_heads);
@@ -234,20 +239,21 @@ static kf_status attend_absorbed(const kf_chunk *c, const shape *s, const bool *
   int count = 0;
   for (int i = 0; i < c->pieces; i++) {
     const kf_piece *p = &c->piece[i];
+    int64_t query = kf_piece_query(p);
     if (!absorbed[i]) continue;
     for (int h = 0; h < a->heads; h++) {
       int rope = width[h / group];
-      kf_device_copy(d, q_rope + (p->row * a->heads + h) * stride, (int64_t)a->heads * stride,
-                     q + p->row * s->q_width + (h + 1) * a->d_qk - rope, s->q_width, p->count, rope);
+      kf_device_copy(d, q_rope + (query * a->heads + h) * stride, (int64_t)a->heads * stride,
+                     q + query * s->q_width + (h + 1) * a->d_qk - rope, s->q_width, p->queries, rope);
     }
     if (a->qk_norm) scale_queries(c, s, width, p, q);
-    d->head_transposed(d, q_latent + p->row * a->heads * a->rank, q + p->row * s->q_width, p->count, a->heads, a->d_qk,
+    d->head_transposed(d, q_latent + query * a->heads * a->rank, q + query * s->q_width, p->queries, a->heads, a->d_qk,
                        c->layer->kv_b_plain, c->layer->key_rows, a->kv_heads);
-    sequence[count++] = (kf_latent_attention){.q_latent = q_latent + p->row * a->heads * a->rank,
-                                              .q_rope = q_rope + p->row * a->heads * stride,
-                                              .out = z + p->row * a->heads * a->rank,
-                                              .m = p->count,
-                                              .past = p->past,
+    sequence[count++] = (kf_latent_attention){.q_latent = q_latent + query * a->heads * a->rank,
+                                              .q_rope = q_rope + query * a->heads * stride,
+                                              .out = z + query * a->heads * a->rank,
+                                              .m = p->queries,
+                                              .past = p->past + query - p->row,
                                               .rows = kf_sequence_rows(p->span->sequence, c->index)};
   }
   kf_latent_shape shape = {.heads = a->heads,
@@ -261,9 +267,9 @@ static kf_status attend_absorbed(const kf_chunk *c, const shape *s, const bool *
                            .window = a->window};
   d->latent_attention(d, &shape, sequence, count);
   for (int i = 0; i < c->pieces; i++) {
-    const kf_piece *p = &c->piece[i];
+    int64_t query = kf_piece_query(&c->piece[i]), queries = c->piece[i].queries;
     if (absorbed[i])
-      d->head_times(d, out + p->row * a->heads * a->d_v, a->d_v, z + p->row * a->heads * a->rank, p->count, a->heads,
+      d->head_times(d, out + query * a->heads * a->d_v, a->d_v, z + query * a->heads * a->rank, queries, a->heads,
                     c->layer->kv_b_plain, c->layer->value_rows, a->kv_heads, c->layer->kv_b_bias);
   }
   kf_arena_free(&arena);
@@ -276,7 +282,7 @@ static bool prefers_absorbed(const kf_chunk *c, const shape *s, const kf_piece *
   if (a->qk_norm && a->kv_b_bias) return false;
   if (c->run->form != KF_FORM_AUTO) return c->run->form == KF_FORM_ABSORBED;
   int64_t extra = 2 * (int64_t)a->rank + 2 * pairs_of(a, 0) - a->d_qk - a->d_v;
-  return p->span->count * a->heads * extra <= a->rank * s->kv_b_rows;
+  return p->wanted * a->heads * extra <= a->rank * s->kv_b_rows;
 }
 
 kf_status kf_latent_forward(const kf_chunk *c, float *out, kf_error *e) {

@@ -21,30 +21,52 @@ static kf_status positions(kf_run *r, const kf_span *spans, int count, int64_t *
   return KF_OK;
 }
 
-/* The parts of the spans that fall into rows [first, first + m). */
-static int cut(const kf_span *spans, int count, int64_t first, int64_t m, kf_piece *out) {
+/* The parts of the spans that fall into rows [first, first + m). `all`: outputs of all tokens are wanted. */
+static int cut(const kf_span *spans, int count, int64_t first, int64_t m, bool all, kf_piece *out) {
   int pieces = 0;
   for (int i = 0; i < count; i++) {
     int64_t from = spans[i].offset > first ? spans[i].offset : first;
     int64_t to = spans[i].offset + spans[i].count < first + m ? spans[i].offset + spans[i].count : first + m;
     if (from >= to) continue;
-    out[pieces++] =
-        (kf_piece){&spans[i], from - first, to - from, kf_sequence_length(spans[i].sequence) + from - spans[i].offset};
+    int64_t wanted = all || !spans[i].wanted ? spans[i].count : spans[i].wanted;
+    int64_t query = spans[i].offset + spans[i].count - wanted;
+    out[pieces++] = (kf_piece){.span = &spans[i],
+                               .row = from - first,
+                               .count = to - from,
+                               .past = kf_sequence_length(spans[i].sequence) + from - spans[i].offset,
+                               .wanted = wanted,
+                               .queries = query < from ? to - from
+                                          : query < to ? to - query
+                                                       : 0};
   }
   return pieces;
 }
 
 static kf_status mlp(kf_run *r, const kf_layer *l, float *x, int64_t m, kf_error *e) {
   kf_device *d = r->device;
-  int64_t hidden = r->config->hidden, f = l->config->intermediate;
-  float *h, *gate_up, *act;
-  KF_TRY(kf_run_slot(r, KF_SLOT_NORMED, m * hidden, &h, e));
+  int64_t f = l->config->intermediate;
+  float *gate_up;
   KF_TRY(kf_run_slot(r, KF_SLOT_GATE_UP, m * 2 * f, &gate_up, e));
-  KF_TRY(kf_run_slot(r, KF_SLOT_ACT, m * f, &act, e));
-  d->rmsnorm(d, h, x, l->post_norm, m, hidden, r->config->eps);
-  d->linear(d, gate_up, h, l->gate_up, m, false);
-  d->swiglu(d, act, gate_up, m, f);
-  d->linear(d, x, act, l->down, m, true);
+  d->norm_linear(d, gate_up, x, l->post_norm, r->config->eps, l->gate_up, m);
+  d->swiglu_linear(d, x, gate_up, l->down, m);
+  return KF_OK;
+}
+
+/* From the heads' output on, the wanted rows alone, as many adjacent ones at a time as there are. */
+static kf_status finish_rows(const kf_chunk *c, float *x, const float *out, kf_error *e) {
+  kf_device *d = c->run->device;
+  const kf_attention_config *a = &c->layer->config->attention;
+  for (int i = 0; i < c->pieces;) {
+    int64_t first = kf_piece_query(&c->piece[i]), end = first;
+    for (; i < c->pieces && kf_piece_query(&c->piece[i]) == end; i++) end += c->piece[i].queries;
+    if (first == end) {
+      i++;
+      continue;
+    }
+    float *rows = x + first * c->run->config->hidden;
+    d->linear(d, rows, out + first * a->heads * a->d_v, c->layer->o, end - first, true);
+    KF_TRY(mlp(c->run, c->layer, rows, end - first, e));
+  }
   return KF_OK;
 }
 
@@ -64,8 +86,7 @@ static kf_status chunk_forward(const kf_chunk *c, float *x, kf_error *e) {
     d->wait(d);
     c->watch->attended(c->watch->user, c->index, c->m, x, out);
   }
-  d->linear(d, x, out, c->layer->o, c->m, true);
-  return mlp(r, c->layer, x, c->m, e);
+  return finish_rows(c, x, out, e);
 }
 
 static kf_status forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count,
@@ -88,7 +109,7 @@ static kf_status forward(kf_run *r, const kf_layer *l, int index, float *x, cons
                   .position = r->position + first,
                   .table = table,
                   .piece = piece,
-                  .pieces = cut(spans, count, first, m, piece),
+                  .pieces = cut(spans, count, first, m, index + 1 < r->config->layers, piece),
                   .watch = watch};
     s = chunk_forward(&c, x + first * r->config->hidden, e);
   }
@@ -102,7 +123,7 @@ kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, co
   kf_rope_type type = l->config->attention.rope.type;
   if (count == 1 || (type != KF_ROPE_DYNAMIC && type != KF_ROPE_LONGROPE)) return forward(r, l, index, x, spans, count, watch, e);
   for (int i = 0; i < count; i++) {
-    kf_span one = {spans[i].sequence, 0, spans[i].count};
+    kf_span one = {spans[i].sequence, 0, spans[i].count, spans[i].wanted};
     KF_TRY(forward(r, l, index, x + spans[i].offset * r->config->hidden, &one, 1, watch, e));
   }
   return KF_OK;

@@ -29,6 +29,7 @@ int64_t kf_layer_weight_bytes(const kf_layer *l, const kf_device *d); /* read fo
 typedef struct kf_span {
   kf_sequence *sequence; /* its cache; rows are appended by the layers, its length is advanced by the caller at the end */
   int64_t offset, count;
+  int64_t wanted; /* of how many last tokens the caller needs the last layer's output; 0: of all */
 } kf_span;
 
 typedef enum kf_latent_form { KF_FORM_AUTO, KF_FORM_EXPANDED, KF_FORM_ABSORBED } kf_latent_form;
@@ -50,7 +51,8 @@ typedef struct kf_watch {
   void *user;
 } kf_watch;
 
-/* x [tokens, hidden], the device's memory, is replaced by the layer's output, complete on return. watch may be NULL. */
+/* x [tokens, hidden], the device's memory, is replaced by the layer's output (in the last layer: at the wanted tokens), complete
+ * on return. watch may be NULL. */
 kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count,
                            const kf_watch *watch, kf_error *e);
 

@@ -54,8 +54,7 @@ void kf_model_summarise(const char *path, const kf_config *c, const kf_weights *
   put(out->method, sizeof out->method, c->method);
   put(out->attention, sizeof out->attention, latent == 0 ? "grouped" : latent == c->layers ? "latent" : "hybrid");
   put(out->dtype, sizeof out->dtype, kf_dtype_name(kf_weights_dtype(w)));
-  put(out->device, sizeof out->device, kf_device_auto());
-  put(out->compute, sizeof out->compute, kf_device_auto_compute());
+  put(out->compute, sizeof out->compute, kf_cpu_auto_compute());
   put(out->rope, sizeof out->rope, kf_rope_type_name(c->layer[0].attention.rope.type));
 }
 

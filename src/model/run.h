@@ -9,8 +9,8 @@ enum { KF_CHUNK = 512, KF_TABLES = 8 }; /* tokens that pass through a layer's pr
 /* clang-format off */
 typedef enum kf_slot {
   KF_SLOT_NORMED, KF_SLOT_QKV, KF_SLOT_Q, KF_SLOT_Q_A, KF_SLOT_ROW, KF_SLOT_KV_B, KF_SLOT_EXPANDED, KF_SLOT_STORE, KF_SLOT_ROPE,
-  KF_SLOT_LATENT, KF_SLOT_CONTEXT, KF_SLOT_OUT, KF_SLOT_GATE_UP, KF_SLOT_ACT, KF_SLOT_PAST, KF_SLOT_INPUT,
-  KF_SLOT_LAST, KF_SLOT_LOGITS, KF_SLOTS
+  KF_SLOT_LATENT, KF_SLOT_CONTEXT, KF_SLOT_OUT, KF_SLOT_GATE_UP, KF_SLOT_PAST, KF_SLOT_INPUT, KF_SLOT_LAST, KF_SLOT_LOGITS,
+  KF_SLOTS
 } kf_slot;
 /* clang-format on */
 
@@ -41,7 +41,13 @@ kf_status kf_run_rope(kf_run *r, const kf_rope *rope, int64_t length, const kf_r
 typedef struct kf_piece {
   const kf_span *span;
   int64_t row, count, past; /* first row in the chunk; tokens; tokens before them */
+  int64_t wanted, queries;  /* of how many tokens, the last of the span and of the piece, this layer's output is wanted */
 } kf_piece;
+
+/* The first row of the chunk that a piece wants the output of. */
+static inline int64_t kf_piece_query(const kf_piece *p) {
+  return p->row + p->count - p->queries;
+}
 
 /* The chunk's part of the two attentions. h: normed input [m, hidden]; out: [m, heads x d_v]. */
 typedef struct kf_chunk {

@@ -1,5 +1,6 @@
 /* Every family against Hugging Face: the tiny models of tests/fixtures/families (written by tools/golden/make_families.py)
- * through the public interface. When the logits are off, the model is run layer by layer to say where that began. */
+ * through the public interface. When the logits are off, the model is run layer by layer to say where that began. With the
+ * argument "cuda" on the GPU. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,6 +21,8 @@ static const char *const FAMILIES = KVFOLD_SOURCE_DIR "/tests/fixtures/families"
 static const double TOLERANCE = 1e-4; /* of the largest reference logit, in f32 */
 
 enum { SEQUENCES = 3, STEPS = 4 };
+
+static kf_device_kind device = KF_DEVICE_CPU;
 
 /* One fixture: the open model and what Hugging Face computed. */
 typedef struct family {
@@ -70,7 +73,7 @@ static void family_open(family *f, const char *name, kf_compute compute) {
   ok(kf_join(path, directory, "expected.safetensors", &e), &e);
   ok(kf_safetensors_open(path, &f->expected, &e), &e);
   ok(kf_join(path, directory, "model.gguf", &e), &e);
-  kf_model_options options = {.compute = compute, .threads = 2};
+  kf_model_options options = {.compute = compute, .threads = 2, .device = device};
   ok(kf_model_open(kf_is_file(path) ? path : directory, &options, &f->model, &e), &e);
   f->vocabulary = kf_model_get_info(f->model)->vocabulary;
 
@@ -148,7 +151,7 @@ static void test_logits(void **state) {
 
 /* bf16 keeps 8 bits: the logits of these wide random models stay near, and their order mostly. */
 static void test_logits_bf16(void **state) {
-  if (strcmp(kf_cpu_auto_compute(), "bf16") != 0) {
+  if (device == KF_DEVICE_CPU && strcmp(kf_cpu_auto_compute(), "bf16") != 0) {
     print_message("SKIP: this CPU does not multiply bf16 natively\n");
     skip();
   }
@@ -268,13 +271,14 @@ static int is_family(const struct dirent *entry) {
   return entry->d_name[0] != '.';
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   static const struct {
     const char *what;
     CMUnitTestFunction run;
   } KINDS[] = {{"logits", test_logits}, {"logits in bf16", test_logits_bf16}, {"steps", test_steps}, {"batch", test_batch}};
   enum { KIND_COUNT = sizeof KINDS / sizeof *KINDS };
   struct dirent **entries = NULL;
+  if (argc > 1 && strcmp(argv[1], "cuda") == 0) device = KF_DEVICE_CUDA;
   int found = scandir(FAMILIES, &entries, is_family, alphasort);
   if (found <= 0) {
     fprintf(stderr, "%s: no fixtures\n", FAMILIES);

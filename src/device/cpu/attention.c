@@ -17,7 +17,7 @@ static void attention(kf_device *d, const kf_attention_shape *shape, const kf_at
     f.count = (int)kf_least(SEQUENCES, count - first);
     for (int i = 0; i < f.count; i++) {
       const kf_attention *s = &sequences[first + i];
-      list[i] = (kf_flash_sequence){s->rows, s->m, s->past, s->q, NULL, s->out};
+      list[i] = (kf_flash_sequence){s->rows, s->m, s->past, s->q, NULL, s->q_stride, s->out};
     }
     kf_flash_run(kf_cpu_of(d), &f);
   }
@@ -40,7 +40,7 @@ static void latent_attention(kf_device *d, const kf_latent_shape *shape, const k
     f.count = (int)kf_least(SEQUENCES, count - first);
     for (int i = 0; i < f.count; i++) {
       const kf_latent_attention *s = &sequences[first + i];
-      list[i] = (kf_flash_sequence){s->rows, s->m, s->past, s->q_latent, s->q_rope, s->out};
+      list[i] = (kf_flash_sequence){s->rows, s->m, s->past, s->q_latent, s->q_rope, 0, s->out};
     }
     kf_flash_run(kf_cpu_of(d), &f);
   }

@@ -60,6 +60,8 @@ static inline void *kf_row(const kf_rows *rows, int64_t token) {
 
 /* At least `bytes` of 64-byte aligned memory, not cleared; NULL (and the device's error set) when there is none. */
 void *kf_scratch(kf_cpu *c, kf_scratch_slot slot, size_t bytes);
+/* 1 / root of the mean square of x [n], eps inside the root. */
+float kf_inverse_rms(const kf_cpu *c, const float *x, int64_t n, float eps);
 /* Threads for work of so many multiply-adds or bytes: 1 when starting others would cost more. */
 int kf_threads_for(const kf_cpu *c, double work);
 

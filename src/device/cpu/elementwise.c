@@ -3,14 +3,14 @@
 
 #include "device/cpu/cpu.h"
 
-static float inverse_rms(const kf_cpu *c, const float *x, int64_t n, float eps) {
+float kf_inverse_rms(const kf_cpu *c, const float *x, int64_t n, float eps) {
   return 1 / sqrtf(c->vector->sum_squares(x, n) / (float)n + eps);
 }
 
 static void rmsnorm(kf_device *d, float *y, const float *x, const float *w, int64_t m, int64_t n, float eps) {
   const kf_cpu *c = kf_cpu_of(d);
 #pragma omp parallel for num_threads(kf_threads_for(c, (double)(m * n)))
-  for (int64_t i = 0; i < m; i++) c->vector->scale(y + i * n, x + i * n, w, inverse_rms(c, x + i * n, n, eps), n);
+  for (int64_t i = 0; i < m; i++) c->vector->scale(y + i * n, x + i * n, w, kf_inverse_rms(c, x + i * n, n, eps), n);
 }
 
 static void head_norm(kf_device *d, float *x, int64_t m, int64_t stride, int heads, int n, const float *w, int w_heads,
@@ -21,7 +21,7 @@ static void head_norm(kf_device *d, float *x, int64_t m, int64_t stride, int hea
   for (int64_t i = 0; i < m; i++) {
     for (int h = 0; h < heads; h++) {
       float *row = x + i * stride + (int64_t)h * n;
-      c->vector->scale(row, row, w + (int64_t)(h / group) * n, inverse_rms(c, row, n, eps), n);
+      c->vector->scale(row, row, w + (int64_t)(h / group) * n, kf_inverse_rms(c, row, n, eps), n);
     }
   }
 }
@@ -51,15 +51,8 @@ static void rope(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rop
   }
 }
 
-static void swiglu(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f) {
-  const kf_cpu *c = kf_cpu_of(d);
-#pragma omp parallel for num_threads(kf_threads_for(c, (double)(m * f) * 4))
-  for (int64_t i = 0; i < m; i++) c->vector->swiglu(y + i * f, gate_up + i * 2 * f, gate_up + i * 2 * f + f, f);
-}
-
 void kf_cpu_elementwise_table(kf_device *d) {
   d->rmsnorm = rmsnorm;
   d->head_norm = head_norm;
   d->rope = rope;
-  d->swiglu = swiglu;
 }

@@ -24,7 +24,8 @@ typedef struct task {
 typedef struct work {
   char *q;                   /* [groups, rows, d_k] in the compute type */
   float *sums;               /* [groups, rows, wide]: unnormalised outputs */
-  float *maximum, *total;    /* [groups, rows] */
+  float *maximum;            /* [groups, rows] */
+  float *total;              /* [groups, rows, KF_LANES] */
   char *keys, *values;       /* panels of one tile */
   float *factors;            /* [KV heads, KF_TILE] */
   float *scores;             /* [KF_FEW_ROWS, KF_TILE] */
@@ -54,7 +55,7 @@ static size_t work_layout(const kf_cpu *c, const kf_flash *f, int64_t groups, in
       {&w->q, all * (size_t)w->inner * element},
       {&w->sums, all * (size_t)w->wide * sizeof(float)},
       {&w->maximum, all * sizeof(float)},
-      {&w->total, all * sizeof(float)},
+      {&w->total, all * KF_LANES * sizeof(float)},
       {&w->keys, (size_t)(KF_TILE / KF_PANEL * key_bytes(c, w))},
       {&w->values, (size_t)(w->wide / KF_PANEL * value_bytes(c))},
       {&w->factors, (size_t)factors * KF_TILE * sizeof(float)},
@@ -81,7 +82,7 @@ static void load_query(const kf_cpu *c, const kf_flash *f, const kf_flash_sequen
                        char *to) {
   int64_t at = token * f->groups * f->heads + head;
   if (!f->latent) {
-    c->tile->convert(to, s->q + at * f->d_k, f->d_k, inner);
+    c->tile->convert(to, s->q + token * s->q_stride + head * f->d_k, f->d_k, inner);
     return;
   }
   const kf_latent_shape *l = f->latent;
@@ -101,7 +102,7 @@ static void load_queries(const kf_cpu *c, const kf_flash *f, const task *t, work
     int head = (int)(t->group + r / w->rows) * f->heads + (int)(inside % f->heads);
     load_query(c, f, s, t->token + inside / f->heads, head, w->inner, w->q + (size_t)(r * w->inner) * element);
     w->maximum[r] = -INFINITY;
-    w->total[r] = 0;
+    memset(w->total + r * KF_LANES, 0, KF_LANES * sizeof(float));
     memset(w->sums + r * w->wide, 0, (size_t)w->wide * sizeof(float));
   }
 }
@@ -201,7 +202,7 @@ static void soften_rows(const kf_cpu *c, const kf_flash *f, const task *t, const
     alpha[i] = 1;
     if (low < high)
       alpha[i] = c->tile->softmax(w->scores + i * KF_TILE, count, low, high, factors, f->scale * 1.44269504f,
-                                  &w->maximum[base + i], &w->total[base + i], p);
+                                  &w->maximum[base + i], w->total + (base + i) * KF_LANES, p);
     else
       memset(p, 0, row);
   }
@@ -212,20 +213,20 @@ static void attend_rows(const kf_cpu *c, const kf_flash *f, const task *t, const
   int64_t past = f->sequences[t->sequence].past + t->token, base = (group - t->group) * w->rows + r;
   int64_t last = past + (r + n - 1) / f->heads;
   if (k->first > last || k->first + k->count <= first_visible(f, past + r / f->heads)) return;
-  int count = (int)kf_round_up(kf_least(k->count, last + 1 - k->first), KF_PANEL);
+  int seen = (int)kf_least(k->count, last + 1 - k->first), count = (int)kf_round_up(seen, KF_SOFTMAX_KEYS);
   const char *q = w->q + (size_t)(base * w->inner) * kf_element(c->tile->type);
-  for (int p = 0; p < count / KF_PANEL; p++)
-    c->tile->multiply(w->scores + p * KF_PANEL, KF_TILE, q, w->inner, w->keys + p * key_bytes(c, w), f->d_k, n, KF_PANEL, NULL,
-                      &w->ahead);
+  for (int p = 0; p * KF_PANEL < count; p++)
+    c->tile->multiply(w->scores + p * KF_PANEL, KF_TILE, q, w->inner, w->keys + p * key_bytes(c, w), f->d_k, n,
+                      (int)kf_least(KF_PANEL, count - p * KF_PANEL), NULL, &w->ahead);
   float alpha[KF_FEW_ROWS], *sums = w->sums + base * w->wide;
   soften_rows(c, f, t, k, count, group, r, n, w, alpha);
   if (w->few) {
     kf_slice s = values_of(f, k, f->sequences[t->sequence].rows.dtype, group, 0, f->d_v);
-    c->tile->weigh(sums, w->wide, w->probabilities, KF_TILE, &s, count, n, alpha, &w->ahead);
+    c->tile->weigh(sums, w->wide, w->probabilities, KF_TILE, &s, (int)kf_round_up(seen, 2), n, alpha, &w->ahead);
     return;
   }
   for (int64_t v = 0; v < f->d_v; v += KF_PANEL)
-    c->tile->multiply(sums + v, w->wide, w->probabilities, KF_TILE, w->values + v / KF_PANEL * value_bytes(c), count, n,
+    c->tile->multiply(sums + v, w->wide, w->probabilities, KF_TILE, w->values + v / KF_PANEL * value_bytes(c), seen, n,
                       (int)kf_least(KF_PANEL, f->d_v - v), alpha, NULL);
 }
 
@@ -237,19 +238,26 @@ static void write_row(const kf_flash *f, const task *t, int group, int64_t r, co
   for (int64_t j = 0; j < f->d_v; j++) out[j] = sums[j] * inverse;
 }
 
+static float add_lanes(const float *total) {
+  float sum = 0;
+  for (int i = 0; i < KF_LANES; i++) sum += total[i];
+  return sum;
+}
+
 static void finish_task(const kf_flash *f, const task *t, const work *w) {
   int64_t rows = t->tokens * f->heads;
   for (int g = 0; g < t->groups; g++) {
     for (int64_t r = 0; r < rows; r++) {
       int64_t from = g * w->rows + r;
+      float total = add_lanes(w->total + from * KF_LANES);
       if (t->parts == 1) {
-        write_row(f, t, t->group + g, r, w->sums + from * w->wide, w->total[from]);
+        write_row(f, t, t->group + g, r, w->sums + from * w->wide, total);
         continue;
       }
       float *to = t->partial + (g * rows + r) * (f->d_v + 2);
       memcpy(to, w->sums + from * w->wide, (size_t)f->d_v * sizeof *to);
       to[f->d_v] = w->maximum[from];
-      to[f->d_v + 1] = w->total[from];
+      to[f->d_v + 1] = total;
     }
   }
 }

@@ -9,6 +9,7 @@ typedef struct kf_flash_sequence {
   kf_rows rows;
   int64_t m, past;
   const float *q, *q_rope; /* as in device.h; q_rope NULL for grouped attention */
+  int64_t q_stride;        /* of a grouped query */
   float *out;              /* [m, heads, d_v] */
 } kf_flash_sequence;
 

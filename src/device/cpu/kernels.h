@@ -10,10 +10,12 @@
 #include "device/device.h"
 
 enum {
-  KF_PANEL = 64,    /* outputs of a panel */
-  KF_TILE = 128,    /* keys of one step of the flash loop: two panels */
-  KF_FEW_ROWS = 12, /* rows that weigh() takes */
-  KF_ROW_GROUP = 6, /* rows that multiply() likes best */
+  KF_PANEL = 64,        /* outputs of a panel */
+  KF_TILE = 256,        /* keys of one step of the flash loop: two panels */
+  KF_FEW_ROWS = 12,     /* rows that weigh() takes */
+  KF_ROW_GROUP = 6,     /* rows that multiply() likes best */
+  KF_SOFTMAX_KEYS = 32, /* softmax() takes a multiple of so many */
+  KF_LANES = 16,        /* parts of a sum that is added up at the end */
 };
 
 typedef struct kf_vector_kernels {
@@ -72,9 +74,9 @@ typedef struct kf_tile_kernels {
    * first: for n <= KF_FEW_ROWS rows of a. c has room for a multiple of 64 columns. */
   void (*weigh)(float *c, int64_t ldc, const void *a, int64_t lda, const kf_slice *s, int count, int n, const float *alpha,
                 kf_ahead *ahead);
-  /* One row of the online softmax. s: scores of `count` keys (a multiple of 64), those outside [low, high) invisible, low < high;
+  /* One row of the online softmax. s: scores of `count` keys (a multiple of KF_SOFTMAX_KEYS), those outside [low, high) invisible, low < high;
    * factor (NULL: 1) multiplies the scores, `scale` (with log2 e in it) too. p = 2^(s - maximum) in the compute type.
-   * Updates *maximum and *sum and returns what earlier sums must be multiplied by. */
+   * Updates *maximum and sum [KF_LANES] and returns what earlier sums must be multiplied by. */
   float (*softmax)(float *s, int count, int low, int high, const float *factor, float scale, float *maximum, float *sum, void *p);
 } kf_tile_kernels;
 

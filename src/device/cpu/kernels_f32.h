@@ -301,14 +301,14 @@ static void weigh(float *c, int64_t ldc, const void *a, int64_t lda, const kf_sl
 
 static float softmax(float *s, int count, int low, int high, const float *factor, float scale_, float *maximum, float *sum,
                      void *p) {
-  float alpha = softmax_begin(s, count, low, high, factor, scale_, maximum, sum);
+  float alpha = softmax_begin(s, count, low, high, factor, scale_, maximum);
   vf total = vf_set(0);
   for (int i = 0; i < count; i += VL) {
     vf e = vf_exp2(vf_fma(vf_load(s + i), vf_set(scale_), vf_set(-*maximum)));
     total = total + e;
     vf_store((float *)p + i, e);
   }
-  *sum += vf_sum(total);
+  softmax_add(sum, alpha, total);
   return alpha;
 }
 

@@ -1,5 +1,6 @@
 /* Weights and y = x W^T: many rows through oneDNN, few rows (decoding) through our own kernels at memory speed; both read
  * the same packed weights. */
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -91,14 +92,37 @@ static kf_status plain(kf_device *d, const float *w, int64_t n, int64_t k, kf_we
   return KF_OK;
 }
 
-/* x in the compute type, rows padded with zeros to `inner`. */
-static const void *convert_input(kf_cpu *c, const float *x, int64_t m, int64_t k, int64_t inner) {
-  if (c->device.compute == KF_F32 && inner == k) return x;
+/* Where the rows that are multiplied come from. */
+typedef struct input {
+  const float *x;    /* [m, k]; gated: [m, 2k] */
+  const float *norm; /* [k] or NULL: rmsnorm(x) */
+  float eps;
+  bool gated; /* silu of the first half x the second */
+} input;
+
+/* Row i of the input as f32: where it stands, or in `space` [k]. */
+static const float *input_row(const kf_cpu *c, const input *in, int64_t i, int64_t k, float *space) {
+  const float *x = in->x + i * (in->gated ? 2 * k : k);
+  if (in->norm)
+    c->vector->scale(space, x, in->norm, kf_inverse_rms(c, x, k, in->eps), k);
+  else if (in->gated)
+    c->vector->swiglu(space, x, x + k, k);
+  else
+    return x;
+  return space;
+}
+
+/* The input in the compute type, rows padded with zeros to `inner`. */
+static const void *convert_input(kf_cpu *c, const input *in, int64_t m, int64_t k, int64_t inner) {
+  bool plain = !in->norm && !in->gated;
+  if (plain && c->device.compute == KF_F32 && inner == k) return in->x;
   size_t row = (size_t)inner * kf_element(c->device.compute);
   char *to = kf_scratch(c, KF_SCRATCH_INPUT, (size_t)m * row);
-  if (!to) return NULL;
-#pragma omp parallel for num_threads(kf_threads_for(c, (double)(m * k)))
-  for (int64_t i = 0; i < m; i++) c->tile->convert(to + (size_t)i * row, x + i * k, k, inner);
+  float *space = kf_scratch(c, KF_SCRATCH_THREADS, (size_t)(c->device.threads * k) * sizeof *space);
+  if (!to || !space) return NULL;
+#pragma omp parallel for num_threads(kf_threads_for(c, (double)(m * k) * (in->gated ? 4 : 1)))
+  for (int64_t i = 0; i < m; i++)
+    c->tile->convert(to + (size_t)i * row, input_row(c, in, i, k, space + omp_get_thread_num() * k), k, inner);
   return to;
 }
 
@@ -113,12 +137,10 @@ static void panel_rows(const kf_cpu *c, float *y, const void *x, const kf_weight
   }
 }
 
-static void linear_panels(kf_cpu *c, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
-  const void *input = convert_input(c, x, m, w->k, w->inner);
-  if (!input) return;
+static void linear_panels(kf_cpu *c, float *y, const void *x, const kf_weight *w, int64_t m, bool add) {
   int64_t panels = (w->n + KF_PANEL - 1) / KF_PANEL;
 #pragma omp parallel for schedule(static) num_threads(kf_threads_for(c, (double)(w->n * w->k)))
-  for (int64_t p = 0; p < panels; p++) panel_rows(c, y, input, w, p, m, add);
+  for (int64_t p = 0; p < panels; p++) panel_rows(c, y, x, w, p, m, add);
 }
 
 static void linear_dots(kf_cpu *c, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
@@ -130,21 +152,32 @@ static void linear_dots(kf_cpu *c, float *y, const float *x, const kf_weight *w,
   }
 }
 
-static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
+static void multiply(kf_device *d, float *y, const input *in, const kf_weight *w, int64_t m, bool add) {
   kf_cpu *c = kf_cpu_of(d);
   if (m < 1 || d->error.status != KF_OK) return;
-  if (m <= OWN_ROWS && w->panels) {
+  bool panels = w->panels && m <= OWN_ROWS;
+  const void *x = convert_input(c, in, m, w->k, panels ? w->inner : w->k);
+  if (!x) return;
+  if (panels) {
     linear_panels(c, y, x, w, m, add);
-    return;
-  }
-  if (m <= OWN_DOTS && !w->panels) {
+  } else if (!w->panels && m <= OWN_DOTS) {
     linear_dots(c, y, x, w, m, add);
-    return;
+  } else {
+    kf_onednn_shape shape = {m, w->n, w->k, w->type, w->panels, w->bias != NULL, add};
+    kf_onednn_linear(c->onednn, &shape, y, x, w->data, w->bias, &d->error);
   }
-  const void *input = convert_input(c, x, m, w->k, w->k);
-  if (!input) return;
-  kf_onednn_shape shape = {m, w->n, w->k, w->type, w->panels, w->bias != NULL, add};
-  kf_onednn_linear(c->onednn, &shape, y, input, w->data, w->bias, &d->error);
+}
+
+static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
+  multiply(d, y, &(input){.x = x}, w, m, add);
+}
+
+static void norm_linear(kf_device *d, float *y, const float *x, const float *norm, float eps, const kf_weight *w, int64_t m) {
+  multiply(d, y, &(input){.x = x, .norm = norm, .eps = eps}, w, m, false);
+}
+
+static void swiglu_linear(kf_device *d, float *y, const float *gate_up, const kf_weight *w, int64_t m) {
+  multiply(d, y, &(input){.x = gate_up, .gated = true}, w, m, true);
 }
 
 void kf_cpu_linear_table(kf_device *d) {
@@ -153,4 +186,6 @@ void kf_cpu_linear_table(kf_device *d) {
   d->weight_free = weight_free;
   d->weight_bytes = weight_bytes;
   d->linear = linear;
+  d->norm_linear = norm_linear;
+  d->swiglu_linear = swiglu_linear;
 }

@@ -56,6 +56,9 @@ static inline float vf_sum(vf a) {
 static inline float vf_most(vf a) {
   return _mm512_reduce_max_ps(a);
 }
+static inline bool vf_any_above(vf a, float limit) {
+  return _mm512_cmp_ps_mask(a, vf_set(limit), _CMP_GT_OQ) != 0;
+}
 static inline vf vf_load_bf16(const uint16_t *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
 }
@@ -177,6 +180,9 @@ static inline float vf_most(vf a) {
   float most = part[0];
   for (int i = 1; i < VL; i++) most = part[i] > most ? part[i] : most;
   return most;
+}
+static inline bool vf_any_above(vf a, float limit) {
+  return vf_most(a) > limit;
 }
 static inline void vf_store_bf16(uint16_t *p, vf a) {
   float part[VL];

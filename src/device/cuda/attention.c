@@ -4,20 +4,20 @@
 /* What both kinds of sequence have. */
 typedef struct sequence {
   const float *q, *q_rope;
+  int64_t q_stride;
   float *out;
   const kf_rows *rows;
   int64_t m, past;
 } sequence;
-typedef sequence sequence_at(const void *list, int i);
 
-static sequence grouped_at(const void *list, int i) {
-  const kf_attention *s = (const kf_attention *)list + i;
-  return (sequence){s->q, NULL, s->out, &s->rows, s->m, s->past};
-}
-
-static sequence latent_at(const void *list, int i) {
+/* shape NULL: of a list of kf_attention; else of kf_latent_attention. */
+static sequence sequence_at(const kf_latent_shape *shape, const void *list, int i) {
+  if (!shape) {
+    const kf_attention *s = (const kf_attention *)list + i;
+    return (sequence){s->q, NULL, s->q_stride, s->out, &s->rows, s->m, s->past};
+  }
   const kf_latent_attention *s = (const kf_latent_attention *)list + i;
-  return (sequence){s->q_latent, s->q_rope, s->out, &s->rows, s->m, s->past};
+  return (sequence){s->q_latent, s->q_rope, (int64_t)shape->heads * shape->rank, s->out, &s->rows, s->m, s->past};
 }
 
 static size_t page_bytes(const sequence *s) {
@@ -26,6 +26,7 @@ static size_t page_bytes(const sequence *s) {
 
 static kf_cuda_sequence put_sequence(kf_cuda_parcel *parcel, const sequence *s, int64_t heads) {
   return (kf_cuda_sequence){.q = s->q,
+                            .q_stride = s->q_stride,
                             .q_rope = s->q_rope,
                             .out = s->out,
                             .rows = {.pages = kf_cuda_put(parcel, s->rows->pages, page_bytes(s)),
@@ -37,12 +38,12 @@ static kf_cuda_sequence put_sequence(kf_cuda_parcel *parcel, const sequence *s, 
                             .tiles = kf_cuda_tiles(s->m * heads)};
 }
 
-/* shape NULL: grouped. Sequences without new tokens are left out. */
-static void run(kf_cuda *c, kf_cuda_attention *job, const kf_latent_shape *shape, sequence_at *at, const void *list, int count) {
+/* Sequences without queries are left out. */
+static void run(kf_cuda *c, kf_cuda_attention *job, const kf_latent_shape *shape, const void *list, int count) {
   size_t rope_bytes = shape ? (size_t)shape->kv_heads * sizeof(int) : 0;
   size_t list_room = kf_cuda_room((size_t)count * sizeof(kf_cuda_sequence)), bytes = list_room + 2 * kf_cuda_room(rope_bytes);
   for (int i = 0; i < count; i++) {
-    sequence s = at(list, i);
+    sequence s = sequence_at(shape, list, i);
     if (s.m > 0) bytes += kf_cuda_room(page_bytes(&s));
   }
   kf_cuda_parcel parcel;
@@ -51,7 +52,7 @@ static void run(kf_cuda *c, kf_cuda_attention *job, const kf_latent_shape *shape
   job->sequences = (const kf_cuda_sequence *)parcel.gpu;
   parcel.used = list_room;
   for (int i = 0; i < count; i++) {
-    sequence s = at(list, i);
+    sequence s = sequence_at(shape, list, i);
     if (s.m < 1) continue;
     *sent = put_sequence(&parcel, &s, job->heads);
     job->tiles += sent++->tiles;
@@ -74,7 +75,7 @@ static void attention(kf_device *d, const kf_attention_shape *shape, const kf_at
                            .window = shape->window,
                            .scale = shape->scale,
                            .inverse_rms = -1};
-  run(kf_cuda_of(d), &job, NULL, grouped_at, sequences, count);
+  run(kf_cuda_of(d), &job, NULL, sequences, count);
 }
 
 static void latent_attention(kf_device *d, const kf_latent_shape *shape, const kf_latent_attention *sequences, int count) {
@@ -93,7 +94,7 @@ static void latent_attention(kf_device *d, const kf_latent_shape *shape, const k
                            .kv_heads = shape->kv_heads,
                            .rope_stride = shape->rope_stride,
                            .inverse_rms = shape->inverse_rms};
-  run(kf_cuda_of(d), &job, shape, latent_at, sequences, count);
+  run(kf_cuda_of(d), &job, shape, sequences, count);
 }
 
 void kf_cuda_attention_table(kf_device *d) {

@@ -12,6 +12,7 @@ typedef struct tile {
   float p[KEYS][ROWS];                      /* e^(score - most so far) */
   float kept[ROWS], total[ROWS];            /* factor on what was summed before; sum of probabilities */
   int64_t head[ROWS], position[ROWS];       /* of each row: token x all heads + head; position in its sequence */
+  const float *query[ROWS];                 /* of each row, without its rope columns when latent */
   const void *row[KEYS];                    /* of the cache */
 } tile;
 
@@ -34,9 +35,11 @@ static inline __device__ int kv_head_of(const kf_cuda_attention *a, int64_t head
   return (int)(head % ((int64_t)a->groups * a->heads)) / (a->heads / a->kv_heads);
 }
 
-/* Column of a query as its key has it. */
-static inline __device__ float query(const kf_cuda_attention *a, const kf_cuda_sequence *s, int64_t head, int64_t column) {
-  if (column < a->q_columns) return s->q[head * a->q_columns + column];
+/* Column of a row's query as its key has it. */
+static inline __device__ float query(const tile *w, const kf_cuda_attention *a, const kf_cuda_sequence *s, int r,
+                                     int64_t column) {
+  if (column < a->q_columns) return w->query[r][column];
+  int64_t head = w->head[r];
   int g = kv_head_of(a, head);
   int64_t j = column - a->rope_offset[g];
   return j >= 0 && j < a->rope_width[g] ? s->q_rope[head * a->rope_stride + j] : 0;
@@ -49,7 +52,7 @@ static __device__ void add_scores(tile *w, const kf_cuda_attention *a, const kf_
   for (int64_t column = 0; column < a->d_k; column += CHUNK) {
     for (int i = (int)threadIdx.x; i < ROWS * CHUNK; i += THREADS) {
       int r = i / CHUNK, c = i % CHUNK;
-      w->q[r][c] = r < rows && column + c < a->d_k ? query(a, s, w->head[r], column + c) : 0;
+      w->q[r][c] = r < rows && column + c < a->d_k ? query(w, a, s, r, column + c) : 0;
     }
     for (int i = (int)threadIdx.x; i < KEYS * CHUNK; i += THREADS) {
       int key = i / CHUNK, c = i % CHUNK;
@@ -123,8 +126,9 @@ static __device__ void attend(tile *w, const kf_cuda_attention *a, const kf_cuda
     sum[i] = 0;
   }
   if (thread < ROWS) { /* rows beyond the last are not used, but have an address */
-    int64_t row = first_row + least(thread, rows - 1), t = row / a->heads;
-    w->head[thread] = t * a->groups * a->heads + g * a->heads + row % a->heads;
+    int64_t row = first_row + least(thread, rows - 1), t = row / a->heads, head = g * a->heads + row % a->heads;
+    w->query[thread] = s->q + t * s->q_stride + head * a->q_columns;
+    w->head[thread] = t * a->groups * a->heads + head;
     w->position[thread] = s->past + t;
   }
   for (int64_t at = begin; at < end; at += KEYS) {

@@ -28,11 +28,6 @@ static kf_status check_gpu(int *major, int *minor, kf_error *e) {
   return KF_OK;
 }
 
-bool kf_cuda_present(void) {
-  int major, minor;
-  return check_gpu(&major, &minor, NULL) == KF_OK;
-}
-
 bool kf_cuda_ok(kf_cuda *c, cudaError_t error) {
   if (error == cudaSuccess) return true;
   cudaGetLastError();

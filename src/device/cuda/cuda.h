@@ -7,8 +7,6 @@
 
 #include <cublas_v2.h>
 
-/* Whether this machine has a GPU that kf_device_open_cuda would take. */
-bool kf_cuda_present(void);
 /* compute AUTO: bf16. Errors: no GPU, one before compute capability 8.0, one that cannot share memory with a CPU at work. */
 kf_status kf_device_open_cuda(kf_compute compute, int threads, kf_device **out, kf_error *e);
 

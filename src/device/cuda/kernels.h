@@ -18,9 +18,10 @@ typedef struct kf_cuda_rows {
   bool bf16;
 } kf_cuda_rows;
 
-/* Both norms: head h of row t is x[t * stride + h * n ..]. */
+/* All norms: head h of row t is x[t * stride + h * n ..]. */
 typedef struct kf_cuda_norm {
-  float *y;
+  void *y;
+  bool bf16;          /* y's type, else f32 */
   const float *x, *w; /* w: [w_heads, n] */
   int64_t m, stride, n;
   int heads, w_heads;
@@ -53,7 +54,8 @@ cudaError_t kf_cuda_launch_store(cudaStream_t stream, const kf_cuda_slice *job);
 cudaError_t kf_cuda_launch_fetch(cudaStream_t stream, const kf_cuda_slice *job);
 
 typedef struct kf_cuda_swiglu {
-  float *y;
+  void *y;
+  bool bf16; /* y's type, else f32 */
   const float *gate_up;
   int64_t m, f;
 } kf_cuda_swiglu;
@@ -78,7 +80,8 @@ cudaError_t kf_cuda_launch_bias(cudaStream_t stream, const kf_cuda_bias *job);
 
 /* One sequence of an attention. Its query rows are (token, head of the group), heads fastest; a tile is some of them. */
 typedef struct kf_cuda_sequence {
-  const float *q;      /* [m, groups x heads, q_columns] */
+  const float *q; /* m rows [groups x heads, q_columns], q_stride numbers apart */
+  int64_t q_stride;
   const float *q_rope; /* [m, groups x heads, rope_stride] or NULL */
   float *out;          /* [m, groups x heads, d_v] */
   kf_cuda_rows rows;

@@ -94,17 +94,21 @@ static void multiply(kf_cuda *c, const product *p) {
             (long long)p->n, (long long)p->k, cublasGetStatusString(status));
 }
 
-/* x in the compute type; NULL after a failure. */
+/* Room for n numbers of the compute type that a product is to read; NULL when there are none, and after a failure. */
+static void *input_space(kf_cuda *c, int64_t n) {
+  if (n < 1 || c->device.error.status != KF_OK) return NULL;
+  return kf_cuda_scratch(c, KF_CUDA_INPUT, (size_t)n * element(c));
+}
+
+/* x in the compute type; NULL as above. */
 static const void *convert(kf_cuda *c, const float *x, int64_t n) {
-  if (c->device.error.status != KF_OK) return NULL;
-  if (c->device.compute == KF_F32) return x;
-  kf_cuda_round job = {kf_cuda_scratch(c, KF_CUDA_INPUT, (size_t)n * sizeof *job.to), x, n};
+  if (c->device.compute == KF_F32) return n < 1 || c->device.error.status != KF_OK ? NULL : x;
+  kf_cuda_round job = {input_space(c, n), x, n};
   return job.to && kf_cuda_ok(c, kf_cuda_launch_round(c->stream, &job)) ? job.to : NULL;
 }
 
-static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
-  kf_cuda *c = kf_cuda_of(d);
-  const void *input = m < 1 ? NULL : convert(c, x, m * w->k);
+/* y = input W^T + bias; with add, y += that. input: [m, k] of the compute type, or NULL: nothing is done. */
+static void product_of(kf_cuda *c, float *y, const void *input, const kf_weight *w, int64_t m, bool add) {
   if (!input) return;
   kf_cuda_bias bias = {.y = y, .bias = w->bias, .m = m, .row_stride = w->n, .n = w->n, .heads = 1, .add = add};
   if (w->bias) kf_cuda_ok(c, kf_cuda_launch_bias(c->stream, &bias));
@@ -121,6 +125,32 @@ static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, i
                          .add = add || w->bias});
 }
 
+static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
+  kf_cuda *c = kf_cuda_of(d);
+  product_of(c, y, convert(c, x, m * w->k), w, m, add);
+}
+
+static void norm_linear(kf_device *d, float *y, const float *x, const float *norm, float eps, const kf_weight *w, int64_t m) {
+  kf_cuda *c = kf_cuda_of(d);
+  kf_cuda_norm job = {.y = input_space(c, m * w->k),
+                      .bf16 = d->compute == KF_BF16,
+                      .x = x,
+                      .w = norm,
+                      .m = m,
+                      .stride = w->k,
+                      .n = w->k,
+                      .heads = 1,
+                      .w_heads = 1,
+                      .eps = eps};
+  if (job.y && kf_cuda_ok(c, kf_cuda_launch_norm(c->stream, &job))) product_of(c, y, job.y, w, m, false);
+}
+
+static void swiglu_linear(kf_device *d, float *y, const float *gate_up, const kf_weight *w, int64_t m) {
+  kf_cuda *c = kf_cuda_of(d);
+  kf_cuda_swiglu job = {.y = input_space(c, m * w->k), .bf16 = d->compute == KF_BF16, .gate_up = gate_up, .m = m, .f = w->k};
+  if (job.y && kf_cuda_ok(c, kf_cuda_launch_swiglu(c->stream, &job))) product_of(c, y, job.y, w, m, true);
+}
+
 static const void *row_of(const kf_cuda *c, const kf_weight *w, int64_t row) {
   return (const char *)w->data + (size_t)(row * w->k) * element(c);
 }
@@ -128,7 +158,7 @@ static const void *row_of(const kf_cuda *c, const kf_weight *w, int64_t row) {
 static void head_transposed(kf_device *d, float *y, const float *x, int64_t m, int heads, int x_stride, const kf_weight *w,
                             const kf_head_rows *rows, int kv_heads) {
   kf_cuda *c = kf_cuda_of(d);
-  const char *input = m < 1 ? NULL : convert(c, x, m * heads * x_stride);
+  const char *input = convert(c, x, m * heads * x_stride);
   int64_t group = heads / kv_heads;
   for (int g = 0; input && g < kv_heads; g++) {
     product p = {.x = input + (size_t)(g * group * x_stride) * element(c),
@@ -153,7 +183,7 @@ static void head_transposed(kf_device *d, float *y, const float *x, int64_t m, i
 static void head_times(kf_device *d, float *y, int y_stride, const float *x, int64_t m, int heads, const kf_weight *w,
                        const kf_head_rows *rows, int kv_heads, const float *bias) {
   kf_cuda *c = kf_cuda_of(d);
-  const char *input = m < 1 ? NULL : convert(c, x, m * heads * w->k);
+  const char *input = convert(c, x, m * heads * w->k);
   int64_t group = heads / kv_heads;
   for (int g = 0; input && g < kv_heads; g++) {
     if (!rows[g].count) continue;
@@ -188,6 +218,8 @@ void kf_cuda_linear_table(kf_device *d) {
   d->weight_free = weight_free;
   d->weight_bytes = weight_bytes;
   d->linear = linear;
+  d->norm_linear = norm_linear;
+  d->swiglu_linear = swiglu_linear;
   d->head_transposed = head_transposed;
   d->head_times = head_times;
 }

@@ -38,6 +38,12 @@ static inline __device__ void *kf_cuda_row(const kf_cuda_rows *rows, int64_t tok
 static inline __device__ float kf_cuda_get(const void *row, bool bf16, int64_t column) {
   return bf16 ? kf_cuda_from_bf16(((const uint16_t *)row)[column]) : ((const float *)row)[column];
 }
+static inline __device__ void kf_cuda_set(void *row, bool bf16, int64_t column, float x) {
+  if (bf16)
+    ((uint16_t *)row)[column] = kf_cuda_to_bf16(x);
+  else
+    ((float *)row)[column] = x;
+}
 
 /* The sum over the threads of a block of KF_CUDA_THREADS, in every one of them. */
 static inline __device__ double kf_cuda_sum(double x) {

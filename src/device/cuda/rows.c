@@ -86,12 +86,6 @@ static void fetch(kf_device *d, float *y, int64_t stride, const kf_rows *rows, i
   kf_cuda_ok(c, kf_cuda_launch_fetch(c->stream, &job));
 }
 
-static void swiglu(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f) {
-  kf_cuda *c = kf_cuda_of(d);
-  kf_cuda_swiglu job = {.y = y, .gate_up = gate_up, .m = m, .f = f};
-  if (!idle(d, m * f)) kf_cuda_ok(c, kf_cuda_launch_swiglu(c->stream, &job));
-}
-
 static void cross_entropy(kf_device *d, const float *logits, const int32_t *target, int64_t m, int64_t v, double *nll,
                           int32_t *best) {
   kf_cuda *c = kf_cuda_of(d);
@@ -112,7 +106,6 @@ void kf_cuda_rows_table(kf_device *d) {
   d->rope = rope;
   d->store = store;
   d->fetch = fetch;
-  d->swiglu = swiglu;
   d->cross_entropy = cross_entropy;
   d->divergence = divergence;
 }

@@ -9,7 +9,7 @@ KF_KERNEL(norm, kf_cuda_norm, a) {
     double sum = 0;
     for (int64_t j = threadIdx.x; j < a.n; j += blockDim.x) sum += (double)x[j] * x[j];
     float scale = (float)(1 / sqrt(kf_cuda_sum(sum) / (double)a.n + a.eps));
-    for (int64_t j = threadIdx.x; j < a.n; j += blockDim.x) a.y[at + j] = x[j] * scale * w[j];
+    for (int64_t j = threadIdx.x; j < a.n; j += blockDim.x) kf_cuda_set(a.y, a.bf16, at + j, x[j] * scale * w[j]);
   }
 }
 
@@ -43,12 +43,7 @@ cudaError_t kf_cuda_launch_rope(cudaStream_t stream, const kf_cuda_rope *job) {
 KF_KERNEL(store, kf_cuda_slice, a) {
   KF_EACH_THREAD(i, a.m * a.n) {
     int64_t t = i / a.n, j = i % a.n;
-    void *row = kf_cuda_row(&a.rows, a.at + t);
-    float x = a.x[t * a.stride + j];
-    if (a.rows.bf16)
-      ((uint16_t *)row)[a.column + j] = kf_cuda_to_bf16(x);
-    else
-      ((float *)row)[a.column + j] = x;
+    kf_cuda_set(kf_cuda_row(&a.rows, a.at + t), a.rows.bf16, a.column + j, a.x[t * a.stride + j]);
   }
 }
 
@@ -73,7 +68,7 @@ KF_KERNEL(swiglu, kf_cuda_swiglu, a) {
   KF_EACH_THREAD(i, a.m * a.f) {
     int64_t at = i / a.f * 2 * a.f + i % a.f;
     float gate = a.gate_up[at];
-    a.y[i] = gate / (1 + expf(-gate)) * a.gate_up[at + a.f];
+    kf_cuda_set(a.y, a.bf16, i, gate / (1 + expf(-gate)) * a.gate_up[at + a.f]);
   }
 }
 
