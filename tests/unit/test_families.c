@@ -265,6 +265,35 @@ static void test_batch(void **state) {
   family_close(&f);
 }
 
+/* A step that reaches over chunks (of 512 tokens): only the last token of each sequence goes through the whole last layer, and
+ * must come out as among the logits of all tokens. */
+static void test_chunks(void **state) {
+  enum { COUNT = 4, LONG = 430 };
+  static const size_t counts[COUNT] = {300, 420, 1, 70};
+  if (device == KF_DEVICE_CUDA) skip(); /* minutes on a simulated GPU */
+  family f;
+  kf_error e = {0};
+  kf_batch *batch = NULL;
+  family_open(&f, *state, KF_COMPUTE_F32);
+  size_t v = (size_t)f.vocabulary;
+  int32_t ids[LONG];
+  kf_feed feeds[COUNT];
+  float *last = floats(COUNT * v), *all = floats(LONG * v);
+  for (int i = 0; i < LONG; i++) ids[i] = (i * i + 3 * i) % f.vocabulary;
+  for (int s = 0; s < COUNT; s++) feeds[s] = (kf_feed){.sequence = s, .ids = ids + s, .count = counts[s]};
+  ok(kf_batch_create(f.model, COUNT, &batch, &e), &e);
+  ok(kf_batch_step(batch, feeds, COUNT, last, &e), &e);
+  for (int s = 0; s < COUNT; s++) {
+    ok(kf_logits(f.model, ids + s, counts[s], all, &e), &e);
+    double off = relative_difference(last + (size_t)s * v, all + (counts[s] - 1) * v, v);
+    if (!(off <= 1e-5)) fail_msg("%s: the last token of %zu is off by %.3g in company", f.name, counts[s], off);
+  }
+  kf_batch_free(batch);
+  free(last);
+  free(all);
+  family_close(&f);
+}
+
 /* ------------------------------------------------------------------------------------------------ */
 
 static int is_family(const struct dirent *entry) {
@@ -275,7 +304,11 @@ int main(int argc, char **argv) {
   static const struct {
     const char *what;
     CMUnitTestFunction run;
-  } KINDS[] = {{"logits", test_logits}, {"logits in bf16", test_logits_bf16}, {"steps", test_steps}, {"batch", test_batch}};
+  } KINDS[] = {{"logits", test_logits},
+               {"logits in bf16", test_logits_bf16},
+               {"steps", test_steps},
+               {"batch", test_batch},
+               {"chunks", test_chunks}};
   enum { KIND_COUNT = sizeof KINDS / sizeof *KINDS };
   struct dirent **entries = NULL;
   if (argc > 1 && strcmp(argv[1], "cuda") == 0) device = KF_DEVICE_CUDA;
