@@ -272,6 +272,7 @@ const char *kf_method_help(int index);
 typedef struct kf_export_options {
   const char *format; /* "deepseek-v3", "gguf"; NULL: gguf when OUT ends in ".gguf", else deepseek-v3 */
   const char *dtype;  /* "f32", "bf16", "f16" (gguf only) or NULL: the model's */
+  bool check;         /* only say whether the model can be expressed: nothing is written, OUT may be NULL */
   kf_hooks hooks;
 } kf_export_options;
 
@@ -285,6 +286,41 @@ typedef struct kf_export_result {
  * NULL. Errors: OUT exists; a format or dtype that is not known (KF_ERROR_USAGE); a model that DeepSeek's graph cannot express
  * (a RoPE key for each head, a frequency used twice, biases, q/k norms, sliding windows, RoPE scaling, grouped layers). */
 kf_status kf_export(const char *model, const char *out_path, const kf_export_options *o, kf_export_result *out, kf_error *e);
+
+/* ------------------------------------------------------------------------------------------------ comparison, report */
+
+typedef struct kf_compare_options {
+  kf_eval_options eval;       /* its hooks are used for all */
+  const int *needle_contexts; /* tokens; NULL: 512 and 2048, as far as model and text reach */
+  int needle_context_count;   /* 0 with contexts given: no needles */
+  const int *needle_depths;   /* 0 to 100 per cent; NULL: 0, 25, 50, 75, 100 */
+  int needle_depth_count;
+  kf_compute compute;
+  int threads;
+} kf_compare_options;
+
+/* Measures SRC and what was made of it on the text of a file, and gives one JSON object: docs/CLI.md has its keys. SRC stays
+ * open, the others are opened one after another. o may be NULL. Errors: those of kf_eval and kf_model_open; a text that one of
+ * the models was calibrated on. */
+kf_status kf_compare(const char *src, const char *const *dst, int dst_count, const char *text, const kf_compare_options *o,
+                     kf_text *json, kf_error *e);
+
+typedef struct kf_sweep_options {
+  const char *const *methods, *const *caches; /* every method at every size */
+  int method_count, cache_count;
+  kf_convert_options convert; /* for all; method and cache are not read; a setting "METHOD.KEY" is for that method alone */
+  kf_compare_options compare;
+  const char *scratch; /* a directory: models are made in a new one within it, each removed once it is measured */
+  const char *keep;    /* a directory, made when it is not there: models are made here and stay. NULL: none stays */
+} kf_sweep_options;
+
+/* Converts SRC by every method at every cache size and compares them. A conversion that fails becomes an entry of "failed".
+ * Errors: those of kf_compare; an unknown method (KF_ERROR_USAGE); all conversions failed. */
+kf_status kf_sweep(const char *src, const char *text, const kf_sweep_options *o, kf_text *json, kf_error *e);
+
+/* Writes a self-contained HTML page that shows what kf_compare or kf_sweep gave. Plots are drawn by gnuplot; where there is
+ * none the page has the tables alone, and says so. */
+kf_status kf_report_write(const char *path, const char *json, size_t bytes, const kf_hooks *hooks, kf_error *e);
 
 /* Writes one f32 tensor [rows, columns] as a safetensors file (used by `kvfold logits`). */
 kf_status kf_write_tensor(const char *path, const char *name, const float *data, int64_t rows, int64_t columns, kf_error *e);

@@ -32,24 +32,6 @@ static const cli_option options[] = {
     CLI_END_OPTION,
 };
 
-/* --set KEY=VALUE split in place of the option's words; *owned holds the copies. */
-static bool split_settings(const cli_list *list, kf_setting *setting, char **owned) {
-  for (int i = 0; i < list->count; i++) {
-    const char *equals = strchr(list->item[i], '=');
-    if (!equals || equals == list->item[i]) {
-      cli_say(CLI_USAGE, "--set takes KEY=VALUE, not '%s'", list->item[i]);
-      return false;
-    }
-    if (!(owned[i] = strdup(list->item[i]))) {
-      cli_say(CLI_FAILED, "out of memory");
-      return false;
-    }
-    owned[i][equals - list->item[i]] = 0;
-    setting[i] = (kf_setting){owned[i], owned[i] + (equals - list->item[i]) + 1};
-  }
-  return true;
-}
-
 /* Appends the recipe's settings whose keys the command line does not give. */
 static int add_recipe_settings(const kf_convert_options *recipe, kf_setting *setting, int count) {
   int given = count;
@@ -127,7 +109,7 @@ static int run(void *p) {
   int code = CLI_USAGE;
   if (!setting || !owned)
     code = cli_say(CLI_FAILED, "out of memory");
-  else if (split_settings(&a->set, setting, owned))
+  else if (cli_split_settings(&a->set, setting, owned))
     code = convert(a, &o, setting);
   for (int i = 0; owned && i < a->set.count; i++) free(owned[i]);
   free(owned);

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const cli_command *const commands[] = {&cli_info, &cli_tokenize, &cli_logits, &cli_eval, &cli_generate,
-                                              &cli_chat, &cli_convert,  &cli_export, NULL};
+static const cli_command *const commands[] = {&cli_info,    &cli_tokenize, &cli_logits,  &cli_eval,  &cli_generate, &cli_chat,
+                                              &cli_convert, &cli_export,   &cli_compare, &cli_sweep, NULL};
 
 static const cli_command *find_command(const char *name) {
   for (const cli_command *const *c = commands; *c; c++)

@@ -33,9 +33,11 @@ typedef struct cli_option {
   const char *help;
 } cli_option;
 
+enum { CLI_OPERANDS = 64 }; /* of one command, at most */
+
 /* Every argument struct begins with this one. */
 typedef struct cli_common {
-  const char *operand[2];
+  const char *operand[CLI_OPERANDS];
   int operands;
   bool json;
   int compute; /* kf_compute */
@@ -72,7 +74,8 @@ typedef struct cli_command {
   const char *description, *settings, *keys, *examples; /* of the help; settings may be NULL */
 } cli_command;
 
-extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert, cli_export;
+extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert, cli_export,
+    cli_compare, cli_sweep;
 
 /* Fills the argument struct, which holds the defaults. False: wrong usage, told on stderr. Lists are freed by cli_free_lists. */
 bool cli_parse(const cli_command *c, int argc, char **argv, void *arguments);
@@ -93,6 +96,8 @@ typedef struct cli_reporter {
   int notes;
 } cli_reporter;
 kf_hooks cli_hooks(cli_reporter *r);
+/* SIGINT, SIGTERM and SIGHUP make the progress hook ask for an end: for work that has to clean up. */
+void cli_stop_on_signals(void);
 void cli_clear(cli_reporter *r);                       /* takes the bar away */
 void cli_report_end(cli_reporter *r, bool tell_notes); /* and frees */
 double cli_seconds(void);                              /* a clock */
@@ -105,6 +110,8 @@ int cli_print_json(json_t *o); /* frees o; gives the exit code */
 
 /* "1,2 3" to ids. False: told on stderr. */
 bool cli_parse_ids(const char *text, kf_ids *out);
+/* --set KEY=VALUE ... split into settings [count]; owned [count] holds the copies, freed by the caller. False: told on stderr. */
+bool cli_split_settings(const cli_list *list, kf_setting *setting, char **owned);
 /* All of standard input. */
 kf_status cli_read_stdin(kf_text *out, kf_error *e);
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,8 +35,22 @@ static void draw(cli_reporter *r, const char *what, double done, double total, d
   r->drawn = true;
 }
 
+static volatile sig_atomic_t interrupted;
+
+static void interrupt(int number) {
+  interrupted = number;
+}
+
+void cli_stop_on_signals(void) {
+  const struct sigaction action = {.sa_handler = interrupt, .sa_flags = (int)SA_RESETHAND}; /* the second one kills */
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGHUP, &action, NULL);
+}
+
 static int on_progress(void *user, const char *what, double done, double total) {
   cli_reporter *r = user;
+  if (interrupted) return 1;
   if (!r->terminal) return 0;
   double now = cli_seconds();
   if (!r->what || strcmp(r->what, what) != 0) {
@@ -121,6 +136,23 @@ bool cli_parse_ids(const char *text, kf_ids *out) {
     }
     out->data[out->count++] = (int32_t)id;
     p = end;
+  }
+  return true;
+}
+
+bool cli_split_settings(const cli_list *list, kf_setting *setting, char **owned) {
+  for (int i = 0; i < list->count; i++) {
+    const char *equals = strchr(list->item[i], '=');
+    if (!equals || equals == list->item[i]) {
+      cli_say(CLI_USAGE, "--set takes KEY=VALUE, not '%s'", list->item[i]);
+      return false;
+    }
+    if (!(owned[i] = strdup(list->item[i]))) {
+      cli_say(CLI_FAILED, "out of memory");
+      return false;
+    }
+    owned[i][equals - list->item[i]] = 0;
+    setting[i] = (kf_setting){owned[i], owned[i] + (equals - list->item[i]) + 1};
   }
   return true;
 }

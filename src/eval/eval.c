@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "eval/evaluate.h"
 
 enum {
   BATCH_TOKENS = 2048,    /* windows are run together up to this many tokens */
@@ -43,10 +43,13 @@ typedef struct evaluation {
   plan plan;
   side model, reference; /* reference.model NULL: none */
   const kf_ids *text;
-  int32_t *input;          /* [batch x length] */
-  int32_t *target;         /* [batch x window] of the rows that count */
-  int64_t chunk;           /* rows of logits at a time */
-  double *kl, *difference; /* [chunk] */
+  int32_t *input;                        /* [batch x length] */
+  int32_t *target;                       /* [batch x window] of the rows that count */
+  int64_t *position;                     /* [batch x window] of those tokens in their windows */
+  kf_positions *model_at, *reference_at; /* or NULL */
+  kf_kept *kept;                         /* or NULL */
+  int64_t chunk;                         /* rows of logits at a time */
+  double *kl, *difference;               /* [chunk] */
   double sum_nll, sum_reference, sum_kl, largest;
   int64_t tokens, agreed;
 } evaluation;
@@ -98,13 +101,34 @@ static kf_status side_score(side *s, int64_t at, int64_t rows, const int32_t *ta
   return kf_device_check(d, e);
 }
 
+int kf_position_bin(int64_t position) {
+  int bin = 0;
+  while (kf_position_start(bin + 1) <= position) bin++;
+  return bin;
+}
+
+int64_t kf_position_start(int bin) {
+  return bin ? (int64_t)16 << bin : 0;
+}
+
+static void add_positions(kf_positions *to, const double *nll, const int64_t *position, int64_t rows) {
+  if (!to) return;
+  for (int64_t i = 0; i < rows; i++) {
+    int bin = kf_position_bin(position[i]);
+    to->nll[bin] += nll[i];
+    to->tokens[bin]++;
+  }
+}
+
 /* Scores `rows` hidden rows from row `at` on and adds them up. */
 static kf_status score_chunk(evaluation *v, int64_t at, int64_t rows, kf_error *e) {
   KF_TRY(side_score(&v->model, at, rows, v->target + at, e));
   for (int64_t i = 0; i < rows; i++) v->sum_nll += v->model.nll[i];
   v->tokens += rows;
+  add_positions(v->model_at, v->model.nll, v->position + at, rows);
   if (!v->reference.model) return KF_OK;
   KF_TRY(side_score(&v->reference, at, rows, v->target + at, e));
+  add_positions(v->reference_at, v->reference.nll, v->position + at, rows);
   kf_device *d = v->model.model->device;
   d->divergence(d, v->reference.logits, v->model.logits, rows, v->model.model->config.vocabulary, v->kl, v->difference);
   KF_TRY(kf_device_check(d, e));
@@ -114,6 +138,26 @@ static kf_status score_chunk(evaluation *v, int64_t at, int64_t rows, kf_error *
     v->largest = fmax(v->largest, v->difference[i]);
     v->agreed += v->model.best[i] == v->reference.best[i];
   }
+  return KF_OK;
+}
+
+/* The reference's hidden states of the next `rows` rows that count, in its x: those that were kept, or computed and kept. */
+static kf_status reference_forward(evaluation *v, int64_t window, int windows, int64_t rows, kf_error *e) {
+  side *s = &v->reference;
+  kf_kept *k = v->kept;
+  int64_t hidden = s->model->config.hidden, all = v->tokens + rows;
+  size_t row_bytes = (size_t)hidden * sizeof(float);
+  if (k && all <= k->rows) {
+    memcpy(s->x, k->x + v->tokens * hidden, (size_t)rows * row_bytes);
+    return KF_OK;
+  }
+  KF_TRY(side_forward(s, v, window, windows, e));
+  if (!k || k->rows != v->tokens || (size_t)all * row_bytes > KF_KEPT_BYTES) return KF_OK;
+  float *more = realloc(k->x, (size_t)all * row_bytes);
+  if (!more) return KF_OK; /* it is only not kept */
+  k->x = more;
+  memcpy(k->x + k->rows * hidden, s->x, (size_t)rows * row_bytes);
+  k->rows = all;
   return KF_OK;
 }
 
@@ -127,10 +171,11 @@ static kf_status run_windows(evaluation *v, int64_t window, int windows, kf_erro
     int64_t first, rows;
     counted_rows(p, window + i, &first, &rows);
     memcpy(v->target + counted, input + first + 1, (size_t)rows * sizeof *input);
+    for (int64_t r = 0; r < rows; r++) v->position[counted + r] = first + 1 - p->bos + r;
     counted += rows;
   }
   KF_TRY(side_forward(&v->model, v, window, windows, e));
-  if (v->reference.model) KF_TRY(side_forward(&v->reference, v, window, windows, e));
+  if (v->reference.model) KF_TRY(reference_forward(v, window, windows, counted, e));
   for (int64_t at = 0; at < counted; at += v->chunk)
     KF_TRY(score_chunk(v, at, counted - at < v->chunk ? counted - at : v->chunk, e));
   return KF_OK;
@@ -147,19 +192,22 @@ static kf_status run_all(evaluation *v, const kf_hooks *hooks, kf_error *e) {
 
 /* ------------------------------------------------------------------------------------------------ preparation */
 
-static kf_status choose_bos(const kf_tokenizer *t, kf_bos bos, plan *out, kf_error *e) {
-  out->bos_id = kf_tokenizer_bos(t);
-  out->bos = bos == KF_BOS_YES || (bos == KF_BOS_AUTO && kf_tokenizer_adds_bos(t));
-  if (out->bos && out->bos_id < 0)
-    return kf_fail(e, KF_ERROR_INPUT, "the tokenizer has no BOS token to put in front of a window");
-  return KF_OK;
+kf_status kf_eval_bos(const kf_tokenizer *t, kf_bos bos, int32_t *out, kf_error *e) {
+  *out = -1;
+  if (bos == KF_BOS_NO || (bos == KF_BOS_AUTO && !kf_tokenizer_adds_bos(t))) return KF_OK;
+  *out = kf_tokenizer_bos(t);
+  return *out >= 0 ? KF_OK : kf_fail(e, KF_ERROR_INPUT, "the tokenizer has no BOS token to put in front of a window");
+}
+
+int64_t kf_eval_window(const kf_model *m, const kf_eval_options *o) {
+  return o->window ? o->window : m->config.context < DEFAULT_WINDOW ? m->config.context : DEFAULT_WINDOW;
 }
 
 static kf_status make_plan(const kf_model *m, const kf_eval_options *o, const kf_ids *text, plan *p, kf_error *e) {
   int64_t context = m->config.context;
   if (o->window < 0 || o->stride < 0 || o->max_windows < 0)
     return kf_fail(e, KF_ERROR_USAGE, "window, stride and the number of windows cannot be negative");
-  p->window = o->window ? o->window : context < DEFAULT_WINDOW ? context : DEFAULT_WINDOW;
+  p->window = kf_eval_window(m, o);
   p->stride = o->stride ? o->stride : p->window;
   if (p->stride > p->window)
     return kf_fail(e, o->window ? KF_ERROR_USAGE : KF_ERROR_INPUT, "a stride of %d tokens is above the window of %d",
@@ -206,6 +254,7 @@ static kf_status prepare(evaluation *v, kf_model *m, kf_model *reference, kf_err
   v->chunk = v->chunk < 16 ? 16 : v->chunk > 512 ? 512 : v->chunk;
   KF_NEW(v->input, p->batch * p->length, e);
   KF_DEVICE_NEW(m->device, v->target, p->batch * p->window, e);
+  KF_NEW(v->position, p->batch * p->window, e);
   KF_DEVICE_NEW(m->device, v->kl, v->chunk, e);
   KF_DEVICE_NEW(m->device, v->difference, v->chunk, e);
   KF_TRY(side_open(&v->model, m, p, v->chunk, e));
@@ -224,18 +273,17 @@ static void finish(evaluation *v, kf_eval_result *out) {
   out->max_logit_difference = v->largest;
 }
 
-kf_status kf_eval(kf_model *m, kf_model *reference, const kf_tokenizer *t, const char *text, size_t bytes,
-                  const kf_eval_options *o, kf_eval_result *out, kf_error *e) {
-  static const kf_eval_options standard;
-  kf_ids ids = {0};
-  evaluation v = {.text = &ids};
+kf_status kf_evaluate(kf_model *m, kf_model *reference, const kf_tokenizer *t, const kf_ids *text, const kf_eval_options *o,
+                      kf_kept *kept, kf_positions *model_at, kf_positions *reference_at, kf_eval_result *out, kf_error *e) {
+  evaluation v = {.text = text, .kept = kept, .model_at = model_at, .reference_at = reference_at};
   kf_status s;
-  if (!o) o = &standard;
-  KF_GO(kf_tokenizer_encode(t, text, bytes, KF_ENCODE_PLAIN, &ids, e));
-  KF_GO(choose_bos(t, o->bos, &v.plan, e));
-  KF_GO(make_plan(m, o, &ids, &v.plan, e));
+  if (model_at) *model_at = (kf_positions){0};
+  if (reference_at) *reference_at = (kf_positions){0};
+  KF_GO(kf_eval_bos(t, o->bos, &v.plan.bos_id, e));
+  v.plan.bos = v.plan.bos_id >= 0;
+  KF_GO(make_plan(m, o, text, &v.plan, e));
   KF_GO(check_device(m, reference, e));
-  KF_GO(check_vocabulary(m, reference, &ids, &v.plan, e));
+  KF_GO(check_vocabulary(m, reference, text, &v.plan, e));
   KF_GO(prepare(&v, m, reference, e));
   KF_GO(run_all(&v, &o->hooks, e));
   finish(&v, out);
@@ -243,8 +291,18 @@ done:
   side_close(&v.model, v.plan.batch);
   side_close(&v.reference, v.plan.batch);
   free(v.input);
+  free(v.position);
   void *numbers[] = {v.target, v.kl, v.difference};
   for (int i = 0; i < 3; i++) m->device->release(m->device, numbers[i]);
+  return s;
+}
+
+kf_status kf_eval(kf_model *m, kf_model *reference, const kf_tokenizer *t, const char *text, size_t bytes,
+                  const kf_eval_options *o, kf_eval_result *out, kf_error *e) {
+  static const kf_eval_options standard;
+  kf_ids ids;
+  KF_TRY(kf_tokenizer_encode(t, text, bytes, KF_ENCODE_PLAIN, &ids, e));
+  kf_status s = kf_evaluate(m, reference, t, &ids, o ? o : &standard, NULL, NULL, NULL, out, e);
   kf_ids_free(&ids);
   return s;
 }

@@ -38,11 +38,12 @@ kf_status kf_export(const char *model, const char *out, const kf_export_options 
   kf_export_job *j;
   bool gguf;
   kf_status s;
-  KF_TRY(choose_format(out, o->format, &gguf, e));
-  if (kf_exists(out)) return kf_fail(e, KF_ERROR_IO, "%s exists", out);
+  KF_TRY(choose_format(out ? out : "", o->format, &gguf, e));
+  if (!o->check && kf_exists(out)) return kf_fail(e, KF_ERROR_IO, "%s exists", out);
   KF_NEW(j, 1, e);
   j->out = out;
   j->hooks = &o->hooks;
+  j->check = o->check;
   KF_GO(kf_locate(model, j->path, e));
   KF_GO(kf_model_read(j->path, &j->config, &j->weights, e));
   KF_GO(choose_dtype(j, o->dtype, e));

@@ -14,6 +14,7 @@ typedef struct kf_export_job {
   const kf_hooks *hooks;
   kf_export_result result;
   int64_t all; /* tensors, for the progress */
+  bool check;  /* stop before anything is written */
 } kf_export_job;
 
 /* OUT as a directory in the layout of DeepseekV3ForCausalLM. */

@@ -94,6 +94,7 @@ static kf_status write_file(writer *w, kf_error *e) {
 kf_status kf_export_gguf(kf_export_job *j, kf_error *e) {
   writer w = {.j = j};
   KF_TRY(kf_stock_plan(j->path, &j->config, &j->weights, true, 0, j->dtype, &w.stock, e));
+  if (j->check) return KF_OK;
   KF_TRY(kf_gguf_create(j->out, &w.file, e));
   kf_status s = write_file(&w, e);
   if (s == KF_OK) return kf_gguf_finish(w.file, e);
