@@ -66,15 +66,22 @@ const char *kf_version(void);
 /* ------------------------------------------------------------------------------------------------ models */
 
 typedef enum kf_compute {
-  KF_COMPUTE_AUTO, /* bf16 where the CPU multiplies it natively, else f32 */
+  KF_COMPUTE_AUTO, /* bf16 where the device multiplies it natively, else f32 */
   KF_COMPUTE_F32,
   KF_COMPUTE_BF16,
 } kf_compute;
+
+typedef enum kf_device_kind {
+  KF_DEVICE_AUTO, /* the CPU */
+  KF_DEVICE_CPU,
+  KF_DEVICE_CUDA, /* the first GPU; an error when the library was built without CUDA or there is none */
+} kf_device_kind;
 
 typedef struct kf_model_options {
   kf_compute compute;
   int threads; /* 0: all that the process may use */
   kf_hooks hooks;
+  kf_device_kind device;
 } kf_model_options;
 
 typedef struct kf_model_info {
@@ -82,7 +89,7 @@ typedef struct kf_model_info {
   char family[32];    /* "llama", "mistral", "qwen2", "qwen3", "smollm3", "deepseek_v3", ... (the source's model_type) */
   char attention[16]; /* "grouped", "latent", "hybrid" */
   char dtype[16];     /* of the stored weights: "f32", "bf16", "q4_1", ... (the one that most bytes have) */
-  char compute[16];   /* "f32" or "bf16": what this machine will multiply in under KF_COMPUTE_AUTO */
+  char compute[16];   /* "f32" or "bf16": what this machine's CPU will multiply in under KF_COMPUTE_AUTO */
   char rope[32];      /* "default", "llama3", "yarn", ... */
   char method[32];    /* conversion method, "" for a model that kvfold did not convert */
   int64_t parameters; /* numbers in the checkpoint, a tied head counted once */
@@ -105,6 +112,7 @@ kf_status kf_model_open(const char *model, const kf_model_options *options, kf_m
 void kf_model_close(kf_model *m);
 const kf_model_info *kf_model_get_info(const kf_model *m);
 kf_compute kf_model_compute(const kf_model *m); /* what it really computes in: F32 or BF16 */
+const char *kf_model_device(const kf_model *m); /* where it really runs: "cpu" or "cuda" */
 
 /* ------------------------------------------------------------------------------------------------ tokens */
 
@@ -156,7 +164,7 @@ typedef struct kf_feed {
   size_t count;
 } kf_feed;
 kf_status kf_batch_create(kf_model *m, int sequences, kf_batch **out, kf_error *e);
-void kf_batch_free(kf_batch *b);
+void kf_batch_free(kf_batch *b); /* before its model is closed */
 /* Appends the tokens of every feed and gives the logits after the last token of each. logits: [feeds, vocabulary]. */
 kf_status kf_batch_step(kf_batch *b, const kf_feed *feeds, int count, float *logits, kf_error *e);
 void kf_batch_reset(kf_batch *b, int sequence);           /* forget a sequence */
@@ -212,7 +220,7 @@ typedef struct kf_eval_result {
 } kf_eval_result;
 
 /* text is tokenised once without special tokens and cut into windows; see docs/CLI.md for the exact protocol.
- * reference may be NULL. Errors: text too short for one window, vocabularies that differ. */
+ * reference may be NULL. Errors: text too short for one window, vocabularies or devices that differ. */
 kf_status kf_eval(kf_model *m, kf_model *reference, const kf_tokenizer *t, const char *text, size_t bytes,
                   const kf_eval_options *o, kf_eval_result *out, kf_error *e);
 

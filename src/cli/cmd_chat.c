@@ -19,6 +19,7 @@ static const cli_option options[] = {
     {"system", "TEXT", CLI_TEXT, offsetof(arguments, system), 0, 0, "the system message"},
     CLI_SAMPLING_OPTIONS(arguments, "0"),
     CLI_COMPUTE_OPTIONS,
+    CLI_DEVICE_OPTION,
     CLI_JSON_OPTION,
     CLI_END_OPTION,
 };

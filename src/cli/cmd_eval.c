@@ -25,6 +25,7 @@ static const cli_option options[] = {
     {"reference", "MODEL", CLI_TEXT, offsetof(arguments, reference), 0, 0,
      "also measure how far MODEL is from this one, which has the same vocabulary"},
     CLI_COMPUTE_OPTIONS,
+    CLI_DEVICE_OPTION,
     CLI_JSON_OPTION,
     CLI_END_OPTION,
 };

@@ -18,6 +18,7 @@ static const cli_option options[] = {
     {"prompt-file", "FILE", CLI_TEXT, offsetof(arguments, prompt_file), 0, 0, "the same from a file"},
     CLI_SAMPLING_OPTIONS(arguments, "128"),
     CLI_COMPUTE_OPTIONS,
+    CLI_DEVICE_OPTION,
     CLI_JSON_OPTION,
     CLI_END_OPTION,
 };

@@ -16,6 +16,7 @@ static const cli_option options[] = {
     {"text", "TEXT", CLI_TEXT, offsetof(arguments, text), 0, 0, "the sequence, as text (BOS by the tokenizer's own rule)"},
     {"out", "FILE", CLI_TEXT, offsetof(arguments, out), 0, 0, "the safetensors file to write"},
     CLI_COMPUTE_OPTIONS,
+    CLI_DEVICE_OPTION,
     CLI_JSON_OPTION,
     CLI_END_OPTION,
 };

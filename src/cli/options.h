@@ -43,6 +43,7 @@ typedef struct cli_common {
   bool json;
   int compute; /* kf_compute */
   int threads;
+  int device; /* kf_device_kind */
 } cli_common;
 
 /* Rows that most tables share. */
@@ -51,10 +52,15 @@ typedef struct cli_common {
 /* clang-format off */
 #define CLI_COMPUTE_OPTIONS                                                                                  \
   {"compute", "auto|f32|bf16", CLI_CHOICE, offsetof(cli_common, compute), 0, 0,                              \
-   "what matrices are multiplied in; auto (default): bf16 where the CPU multiplies it natively, else f32"},  \
+   "what matrices are multiplied in; auto (default): bf16 where it is multiplied natively, else f32"},       \
   {"threads", "N", CLI_INT, offsetof(cli_common, threads), 0, 4096,                                          \
    "threads; 0 (default): all that the process may use"}
 /* clang-format on */
+#define CLI_DEVICE_OPTION                                                                                     \
+  {                                                                                                           \
+    "device", "auto|cpu|cuda", CLI_CHOICE, offsetof(cli_common, device), 0, 0,                                \
+        "where the model runs; auto (default): the CPU; cuda: the first GPU, when kvfold was built with CUDA" \
+  }
 #define CLI_END_OPTION \
   { NULL, NULL, CLI_FLAG, 0, 0, 0, NULL }
 

@@ -180,7 +180,8 @@ kf_status cli_read_stdin(kf_text *out, kf_error *e) {
 }
 
 kf_status cli_open(const char *model, const cli_common *c, const kf_hooks *hooks, kf_model **m, kf_tokenizer **t, kf_error *e) {
-  kf_model_options o = {.compute = (kf_compute)c->compute, .threads = c->threads, .hooks = *hooks};
+  kf_model_options o = {
+      .compute = (kf_compute)c->compute, .threads = c->threads, .hooks = *hooks, .device = (kf_device_kind)c->device};
   kf_status s = t ? kf_tokenizer_open(model, t, e) : KF_OK;
   return s == KF_OK && m ? kf_model_open(model, &o, m, e) : s;
 }

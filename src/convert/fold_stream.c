@@ -40,7 +40,7 @@ void kf_student_free(kf_student *s) {
 kf_status kf_stream_forward(kf_device *d, kf_run *run, const kf_layer *layer, int index, kf_stream *stream, const kf_watch *watch,
                             kf_error *e) {
   kf_sequence *sequence;
-  KF_TRY(kf_sequence_create(stream->config, d->compute, &sequence, e));
+  KF_TRY(kf_sequence_create(stream->config, d, &sequence, e));
   kf_status s = KF_OK;
   for (int w = 0; w < stream->windows && s == KF_OK; w++) {
     kf_span span = {sequence, 0, stream->window, 0};

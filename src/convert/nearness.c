@@ -31,7 +31,8 @@ static kf_status head_create(const kf_weights *w, kf_device *d, head *h, kf_erro
 }
 
 static void head_free(kf_device *d, head *h) {
-  void *own[] = {h->norm, h->rows, h->reference, h->logits, h->kl, h->difference, h->nll, h->own_nll, h->target, h->first};
+  if (h->norm) d->release(d, h->norm);
+  void *own[] = {h->rows, h->reference, h->logits, h->kl, h->difference, h->nll, h->own_nll, h->target, h->first};
   for (size_t i = 0; i < sizeof own / sizeof *own; i++) free(own[i]);
   if (h->weight) d->weight_free(d, h->weight);
 }

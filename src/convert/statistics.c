@@ -44,7 +44,7 @@ static kf_status cut_windows(kf_calibration *c, const kf_corpus *corpus, kf_erro
     c->offset[i] = at;
     if (bos) row[at++] = corpus->bos;
     for (int64_t j = i * body; j < count && j < (i + 1) * body; j++) row[at++] = corpus->ids.data[j];
-    s = kf_sequence_create(c->config, c->device->compute, &c->sequence[i], e);
+    s = kf_sequence_create(c->config, c->device, &c->sequence[i], e);
   }
   c->offset[c->windows] = at;
   if (s == KF_OK) s = kf_embed(c->weights, embedding, row, c->tokens, c->x, e);

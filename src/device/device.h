@@ -1,8 +1,14 @@
 /* The device table: every tensor operation that the model needs. One folder per accelerator implements it.
  *
  * Conventions
- *   - Activations are f32, row-major, in memory that the CPU sees; [m, n] has rows of n numbers one after another unless
- *     a stride is given. `m` counts tokens, of several sequences one after another.
+ *   - Activations are f32, row-major; [m, n] has rows of n numbers one after another unless a stride is given. `m` counts
+ *     tokens, of several sequences one after another.
+ *   - Numbers that operations read or write (activations, pages of caches, vectors of weights, cos/sin, positions, targets,
+ *     losses) stand in memory from alloc(), which the CPU sees too. What describes them (rows and their lists of pages,
+ *     blocks and their indices, shapes, sequences, rows of heads) is the caller's own and is read before the operation returns.
+ *   - An operation may return before it has run; they run in the order of the calls. The CPU reads what they write, and writes
+ *     what they read, only after wait() or kf_device_check(). The forward pass waits at the end of a layer, after the logits,
+ *     before a watcher, and where the CPU works on the numbers itself (q/k norms of latent layers).
  *   - compute is what matrix products multiply in (accumulation is f32): KF_F32 or KF_BF16. Packed weights, and the rows
  *     of caches, are of that type.
  *   - Operations do not fail one by one: the first failure stays in the device and is read with kf_device_check().
@@ -104,11 +110,17 @@ typedef struct kf_adamw {
 
 typedef struct kf_device kf_device;
 struct kf_device {
-  const char *name; /* "cpu" */
-  const char *isa;  /* "avx512_bf16", "avx512", "avx2", "portable" */
+  const char *name; /* "cpu", "cuda" */
+  const char *isa;  /* "avx512_bf16", "avx512", "avx2", "portable"; the GPU's "sm_90" */
   kf_dtype compute;
-  int threads;
+  int threads;    /* of the CPU */
   kf_error error; /* the first failure */
+
+  /* Memory of count x size bytes, 64-byte aligned, its content undefined; NULL and e filled when it overflows or is refused.
+   * release waits first; NULL allowed. */
+  void *(*alloc)(kf_device *d, size_t count, size_t size, kf_error *e);
+  void (*release)(kf_device *d, void *p);
+  void (*wait)(kf_device *d); /* until all operations have run */
 
   /* Weights. w: [n, k] f32, row-major, kept by the caller; bias [n] or NULL. pack is for linear(); plain keeps rows in
    * order, for head_times() and head_transposed(). */
@@ -190,13 +202,26 @@ struct kf_device {
   void (*close)(kf_device *d);
 };
 
-/* compute AUTO: bf16 when the CPU has native bf16 products, else f32. BF16 asked of a CPU without them is an error.
- * threads 0: all that the process may use. */
+/* kind AUTO: the CPU. compute AUTO: bf16 when the device has native bf16 products, else f32. BF16 asked of a CPU without them,
+ * or CUDA where there is none, is an error. threads 0: all that the process may use. */
+kf_status kf_device_open(kf_device_kind kind, kf_compute compute, int threads, kf_device **out, kf_error *e);
 kf_status kf_device_open_cpu(kf_compute compute, int threads, kf_device **out, kf_error *e);
 void kf_device_close(kf_device *d); /* NULL allowed */
-/* The first failure since the last check, cleared. */
+/* Waits; the first failure since the last check, cleared. */
 kf_status kf_device_check(kf_device *d, kf_error *e);
-/* "f32" or "bf16": what AUTO chooses here. */
+/* What compute AUTO is on this CPU: "f32" or "bf16". */
 const char *kf_cpu_auto_compute(void);
+
+/* y [m, n] = x, rows of both at their own stride. */
+void kf_device_copy(kf_device *d, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t m, int64_t n);
+
+/* A copy of `count` numbers in the device's memory. */
+kf_status kf_device_numbers(kf_device *d, const float *from, int64_t count, float **out, kf_error *e);
+
+/* KF_NEW from a device's memory; the content is undefined. */
+#define KF_DEVICE_NEW(device, pointer, count, e)                                                                   \
+  do {                                                                                                             \
+    if (!((pointer) = (device)->alloc((device), (size_t)(count), sizeof *(pointer), (e)))) return KF_ERROR_MEMORY; \
+  } while (0)
 
 #endif

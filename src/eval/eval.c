@@ -58,21 +58,20 @@ static void side_close(side *s, int batch) {
   for (int i = 0; s->sequence && i < batch; i++) kf_sequence_free(s->sequence[i]);
   free(s->sequence);
   free(s->span);
-  free(s->x);
-  free(s->logits);
-  free(s->nll);
-  free(s->best);
+  void *numbers[] = {s->x, s->logits, s->nll, s->best};
+  for (int i = 0; s->model && i < 4; i++) s->model->device->release(s->model->device, numbers[i]);
 }
 
 static kf_status side_open(side *s, kf_model *m, const plan *p, int64_t chunk, kf_error *e) {
+  kf_device *d = m->device;
   s->model = m;
   KF_NEW(s->sequence, p->batch, e);
-  for (int i = 0; i < p->batch; i++) KF_TRY(kf_sequence_create(&m->config, m->device->compute, &s->sequence[i], e));
+  for (int i = 0; i < p->batch; i++) KF_TRY(kf_sequence_create(&m->config, d, &s->sequence[i], e));
   KF_NEW(s->span, p->batch, e);
-  KF_NEW(s->x, p->batch * p->length * m->config.hidden, e);
-  KF_NEW(s->logits, chunk * m->config.vocabulary, e);
-  KF_NEW(s->nll, chunk, e);
-  KF_NEW(s->best, chunk, e);
+  KF_DEVICE_NEW(d, s->x, p->batch * p->length * m->config.hidden, e);
+  KF_DEVICE_NEW(d, s->logits, chunk * m->config.vocabulary, e);
+  KF_DEVICE_NEW(d, s->nll, chunk, e);
+  KF_DEVICE_NEW(d, s->best, chunk, e);
   return KF_OK;
 }
 
@@ -227,6 +226,14 @@ static kf_status make_plan(const kf_model *m, const kf_eval_options *o, const kf
   return KF_OK;
 }
 
+/* Operations on numbers of both read them where they are. */
+static kf_status check_device(const kf_model *m, const kf_model *reference, kf_error *e) {
+  const char *one = kf_model_device(m), *other = reference ? kf_model_device(reference) : one;
+  if (strcmp(one, other) != 0)
+    return kf_fail(e, KF_ERROR_INPUT, "the model runs on %s, the reference on %s: both must run on one device", one, other);
+  return KF_OK;
+}
+
 static kf_status check_vocabulary(const kf_model *m, const kf_model *reference, const kf_ids *text, const plan *p, kf_error *e) {
   int vocabulary = m->config.vocabulary;
   if (reference && reference->config.vocabulary != vocabulary)
@@ -246,10 +253,10 @@ static kf_status prepare(evaluation *v, kf_model *m, kf_model *reference, kf_err
   v->chunk = LOGIT_BYTES / (int64_t)sizeof(float) / m->config.vocabulary;
   v->chunk = v->chunk < 16 ? 16 : v->chunk > 512 ? 512 : v->chunk;
   KF_NEW(v->input, p->batch * p->length, e);
-  KF_NEW(v->target, p->batch * p->window, e);
+  KF_DEVICE_NEW(m->device, v->target, p->batch * p->window, e);
   KF_NEW(v->position, p->batch * p->window, e);
-  KF_NEW(v->kl, v->chunk, e);
-  KF_NEW(v->difference, v->chunk, e);
+  KF_DEVICE_NEW(m->device, v->kl, v->chunk, e);
+  KF_DEVICE_NEW(m->device, v->difference, v->chunk, e);
   KF_TRY(side_open(&v->model, m, p, v->chunk, e));
   return reference ? side_open(&v->reference, reference, p, v->chunk, e) : KF_OK;
 }
@@ -275,6 +282,7 @@ kf_status kf_evaluate(kf_model *m, kf_model *reference, const kf_tokenizer *t, c
   KF_GO(kf_eval_bos(t, o->bos, &v.plan.bos_id, e));
   v.plan.bos = v.plan.bos_id >= 0;
   KF_GO(make_plan(m, o, text, &v.plan, e));
+  KF_GO(check_device(m, reference, e));
   KF_GO(check_vocabulary(m, reference, text, &v.plan, e));
   KF_GO(prepare(&v, m, reference, e));
   KF_GO(run_all(&v, &o->hooks, e));
@@ -283,10 +291,9 @@ done:
   side_close(&v.model, v.plan.batch);
   side_close(&v.reference, v.plan.batch);
   free(v.input);
-  free(v.target);
   free(v.position);
-  free(v.kl);
-  free(v.difference);
+  void *numbers[] = {v.target, v.kl, v.difference};
+  for (int i = 0; i < 3; i++) m->device->release(m->device, numbers[i]);
   return s;
 }
 

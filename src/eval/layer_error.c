@@ -68,15 +68,15 @@ static kf_status compare_layer(comparison *c, int layer, kf_layer_error *out, kf
 
 static kf_status side_open(side *s, kf_model *m, int64_t numbers, kf_error *e) {
   s->model = m;
-  KF_NEW(s->attention, numbers, e);
-  return kf_sequence_create(&m->config, m->device->compute, &s->sequence, e);
+  KF_DEVICE_NEW(m->device, s->attention, numbers, e);
+  return kf_sequence_create(&m->config, m->device, &s->sequence, e);
 }
 
 static kf_status prepare(comparison *c, kf_model *teacher, kf_model *student, const int32_t *input, kf_error *e) {
   int64_t tokens = c->sequences * c->length;
-  KF_NEW(c->x, tokens * c->hidden, e);
-  KF_NEW(c->isolated, tokens * c->hidden, e);
-  KF_NEW(c->own, tokens * c->hidden, e);
+  KF_DEVICE_NEW(teacher->device, c->x, tokens * c->hidden, e);
+  KF_DEVICE_NEW(student->device, c->isolated, tokens * c->hidden, e);
+  KF_DEVICE_NEW(student->device, c->own, tokens * c->hidden, e);
   KF_TRY(side_open(&c->teacher, teacher, tokens * c->hidden, e));
   KF_TRY(side_open(&c->student, student, tokens * c->hidden, e));
   KF_TRY(kf_embed(&teacher->weights, teacher->embedding, input, tokens, c->x, e));
@@ -100,10 +100,9 @@ kf_status kf_layer_errors(kf_model *teacher, kf_model *student, const int32_t *i
 done:
   kf_sequence_free(c.teacher.sequence);
   kf_sequence_free(c.student.sequence);
-  free(c.teacher.attention);
-  free(c.student.attention);
-  free(c.x);
-  free(c.isolated);
-  free(c.own);
+  teacher->device->release(teacher->device, c.teacher.attention);
+  teacher->device->release(teacher->device, c.x);
+  float *numbers[] = {c.student.attention, c.isolated, c.own};
+  for (int i = 0; i < 3; i++) student->device->release(student->device, numbers[i]);
   return s;
 }

@@ -11,8 +11,9 @@
 
 /* One case as tokens. */
 typedef struct test {
+  kf_device *device;
   kf_ids needle, question, asked; /* the whole sentence; it up to the number; the same with the number */
-  int32_t *input;                 /* [context] */
+  int32_t *input;                 /* [context], the memory of the device */
   size_t answers;                 /* tokens of the number, the last of the input */
 } test;
 
@@ -20,7 +21,7 @@ static void test_free(test *c) {
   kf_ids_free(&c->needle);
   kf_ids_free(&c->question);
   kf_ids_free(&c->asked);
-  free(c->input);
+  c->device->release(c->device, c->input);
 }
 
 static kf_status encode(const kf_tokenizer *t, const char *text, kf_ids *out, kf_error *e) {
@@ -57,7 +58,7 @@ static kf_status write_input(test *c, const kf_ids *haystack, int32_t bos, const
   size_t straw = context - rest, before = straw * (size_t)n->depth / 100;
   if (straw > haystack->count)
     return kf_fail(e, KF_ERROR_INPUT, "the text has %zu tokens, too few for a context of %d", haystack->count, n->context);
-  KF_NEW(c->input, context, e);
+  KF_DEVICE_NEW(c->device, c->input, context, e);
   if (bos >= 0) at = add(c->input, at, &bos, 1);
   at = add(c->input, at, haystack->data, before);
   at = add(c->input, at, c->needle.data, c->needle.count);
@@ -70,9 +71,9 @@ static kf_status write_input(test *c, const kf_ids *haystack, int32_t bos, const
 static kf_status score(kf_model *m, const test *c, const float *x, kf_needle *n, kf_error *e) {
   kf_device *d = m->device;
   int64_t rows = (int64_t)c->answers, first = n->context - rows;
-  float *logits = kf_alloc((size_t)rows * (size_t)m->config.vocabulary, sizeof *logits, e);
-  double *nll = kf_alloc((size_t)rows, sizeof *nll, e);
-  int32_t *best = kf_alloc((size_t)rows, sizeof *best, e);
+  float *logits = d->alloc(d, (size_t)rows * (size_t)m->config.vocabulary, sizeof *logits, e);
+  double *nll = d->alloc(d, (size_t)rows, sizeof *nll, e);
+  int32_t *best = d->alloc(d, (size_t)rows, sizeof *best, e);
   kf_status s = logits && nll && best ? KF_OK : KF_ERROR_MEMORY;
   if (s == KF_OK) s = kf_model_logits(m, x + (first - 1) * m->config.hidden, rows, logits, e);
   if (s == KF_OK) {
@@ -85,29 +86,29 @@ static kf_status score(kf_model *m, const test *c, const float *x, kf_needle *n,
     n->logprob -= nll[i] / (double)rows;
     n->found = n->found && best[i] == c->input[first + i];
   }
-  free(logits);
-  free(nll);
-  free(best);
+  d->release(d, logits);
+  d->release(d, nll);
+  d->release(d, best);
   return s;
 }
 
 static kf_status run(kf_model *m, const test *c, kf_needle *n, kf_error *e) {
   kf_sequence *sequence;
   float *x;
-  KF_NEW(x, (int64_t)n->context * m->config.hidden, e);
-  kf_status s = kf_sequence_create(&m->config, m->device->compute, &sequence, e);
+  KF_DEVICE_NEW(m->device, x, (int64_t)n->context * m->config.hidden, e);
+  kf_status s = kf_sequence_create(&m->config, m->device, &sequence, e);
   if (s == KF_OK) {
     s = kf_embed(&m->weights, m->embedding, c->input, n->context, x, e);
     if (s == KF_OK) s = kf_model_forward(m, x, &(kf_span){sequence, 0, n->context, 0}, 1, e);
     if (s == KF_OK) s = score(m, c, x, n, e);
     kf_sequence_free(sequence);
   }
-  free(x);
+  m->device->release(m->device, x);
   return s;
 }
 
 kf_status kf_needle_run(kf_model *m, const kf_tokenizer *t, const kf_ids *haystack, int32_t bos, kf_needle *needle, kf_error *e) {
-  test c = {0};
+  test c = {.device = m->device};
   kf_status s = write_sentences(&c, t, needle, e);
   if (s == KF_OK) s = write_input(&c, haystack, bos, needle, e);
   if (s == KF_OK) s = run(m, &c, needle, e);

@@ -10,12 +10,12 @@ typedef struct layer_pages {
 
 struct kf_sequence {
   int layers;
-  kf_dtype dtype;
+  kf_device *device;
   int64_t length;
   layer_pages *layer;
 };
 
-kf_status kf_sequence_create(const kf_config *c, kf_dtype dtype, kf_sequence **out, kf_error *e) {
+kf_status kf_sequence_create(const kf_config *c, kf_device *d, kf_sequence **out, kf_error *e) {
   kf_sequence *s;
   KF_NEW(s, 1, e);
   if (!(s->layer = kf_alloc((size_t)c->layers, sizeof *s->layer, e))) {
@@ -23,7 +23,7 @@ kf_status kf_sequence_create(const kf_config *c, kf_dtype dtype, kf_sequence **o
     return KF_ERROR_MEMORY;
   }
   s->layers = c->layers;
-  s->dtype = dtype;
+  s->device = d;
   for (int i = 0; i < c->layers; i++) s->layer[i].columns = kf_attention_cache_elements(&c->layer[i].attention);
   *out = s;
   return KF_OK;
@@ -31,7 +31,7 @@ kf_status kf_sequence_create(const kf_config *c, kf_dtype dtype, kf_sequence **o
 
 void kf_sequence_drop(kf_sequence *s, int layer) {
   layer_pages *l = &s->layer[layer];
-  for (int64_t i = 0; i < l->pages; i++) free(l->page[i]);
+  for (int64_t i = 0; i < l->pages; i++) s->device->release(s->device, l->page[i]);
   free(l->page);
   *l = (layer_pages){.columns = l->columns};
 }
@@ -58,7 +58,7 @@ void kf_sequence_advance(kf_sequence *s, int64_t tokens) {
 static kf_status reserve_layer(kf_sequence *s, layer_pages *l, int64_t tokens, kf_error *e) {
   int64_t need = (tokens + KF_PAGE_TOKENS - 1) / KF_PAGE_TOKENS;
   size_t bytes;
-  if (!kf_dtype_bytes(s->dtype, KF_PAGE_TOKENS * l->columns, &bytes))
+  if (!kf_dtype_bytes(s->device->compute, KF_PAGE_TOKENS * l->columns, &bytes))
     return kf_fail(e, KF_ERROR_MEMORY, "a cache page is too large");
   if (need > l->capacity) {
     int64_t capacity = need > 2 * l->capacity ? need : 2 * l->capacity;
@@ -68,7 +68,7 @@ static kf_status reserve_layer(kf_sequence *s, layer_pages *l, int64_t tokens, k
     l->capacity = capacity;
   }
   for (; l->pages < need; l->pages++)
-    if (!(l->page[l->pages] = kf_alloc(bytes, 1, e))) return KF_ERROR_MEMORY;
+    if (!(l->page[l->pages] = s->device->alloc(s->device, bytes, 1, e))) return KF_ERROR_MEMORY;
   return KF_OK;
 }
 
@@ -80,11 +80,11 @@ kf_status kf_sequence_reserve(kf_sequence *s, int layer, int64_t tokens, kf_erro
 
 kf_rows kf_sequence_rows(const kf_sequence *s, int layer) {
   const layer_pages *l = &s->layer[layer];
-  return (kf_rows){.pages = l->page, .page_tokens = KF_PAGE_TOKENS, .columns = l->columns, .dtype = s->dtype};
+  return (kf_rows){.pages = l->page, .page_tokens = KF_PAGE_TOKENS, .columns = l->columns, .dtype = s->device->compute};
 }
 
 int64_t kf_sequence_bytes(const kf_sequence *s) {
   int64_t elements = 0;
   for (int i = 0; i < s->layers; i++) elements += s->layer[i].columns;
-  return elements * s->length * kf_dtype_block_bytes(s->dtype);
+  return elements * s->length * kf_dtype_block_bytes(s->device->compute);
 }

@@ -10,7 +10,8 @@ enum { KF_PAGE_TOKENS = 64 };
 
 typedef struct kf_sequence kf_sequence;
 
-kf_status kf_sequence_create(const kf_config *c, kf_dtype dtype, kf_sequence **out, kf_error *e);
+/* Its pages are the device's memory, its rows of the device's compute type. */
+kf_status kf_sequence_create(const kf_config *c, kf_device *d, kf_sequence **out, kf_error *e);
 void kf_sequence_free(kf_sequence *s);
 void kf_sequence_reset(kf_sequence *s); /* length 0; pages are kept for reuse */
 int64_t kf_sequence_length(const kf_sequence *s);

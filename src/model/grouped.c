@@ -24,7 +24,10 @@ kf_status kf_grouped_forward(const kf_chunk *c, float *out, kf_error *e) {
   kf_attention *sequence;
   KF_TRY(kf_run_slot(c->run, KF_SLOT_QKV, c->m * width, &qkv, e));
   d->linear(d, qkv, c->h, c->layer->q, c->m, false);
-  if (c->watch && c->watch->seen) c->watch->seen(c->watch->user, c->index, c->m, c->h, qkv, width, qkv + q_width, width);
+  if (c->watch && c->watch->seen) {
+    d->wait(d);
+    c->watch->seen(c->watch->user, c->index, c->m, c->h, qkv, width, qkv + q_width, width);
+  }
   if (a->qk_norm) {
     d->head_norm(d, qkv, c->m, width, a->heads, a->d_qk, c->layer->q_norm, 1, c->run->config->eps);
     d->head_norm(d, qkv + q_width, c->m, width, a->kv_heads, a->d_qk, c->layer->k_norm, 1, c->run->config->eps);

@@ -9,7 +9,6 @@
  * score of a query, so the absorbed form leaves it out; under a norm it would not be the same, and the expanded form is used. */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "model/run.h"
 
@@ -77,6 +76,7 @@ static kf_status make_query(const kf_chunk *c, const shape *s, float *q, kf_erro
 /* 1/rms of every raw key head into the row, and the norm's weight onto the raw rope keys. kv_b: [m, kv_b_rows]. */
 static void norm_keys(const kf_chunk *c, const shape *s, float *row, const float *kv_b) {
   const kf_attention_config *a = s->a;
+  c->run->device->wait(c->run->device);
   for (int64_t t = 0; t < c->m; t++) {
     float *r = row + t * s->row;
     for (int g = 0; g < a->kv_heads; g++) {
@@ -104,14 +104,14 @@ static kf_status make_rows(const kf_chunk *c, const shape *s, float *row, kf_err
     float *narrow;
     KF_TRY(kf_run_slot(c->run, KF_SLOT_STORE, c->m * width, &narrow, e));
     d->linear(d, narrow, c->h, c->layer->kv_a, c->m, false);
-    for (int64_t t = 0; t < c->m; t++) memcpy(row + t * s->row, narrow + t * width, (size_t)width * sizeof *row);
+    kf_device_copy(d, row, s->row, narrow, width, c->m, width);
   }
   if (a->kv_a_norm) d->head_norm(d, row, c->m, s->row, 1, a->rank, c->layer->kv_a_norm, 1, a->latent_eps);
   if (a->qk_norm) {
     float *latent, *kv_b;
     KF_TRY(kf_run_slot(c->run, KF_SLOT_STORE, c->m * a->rank, &latent, e));
     KF_TRY(kf_run_slot(c->run, KF_SLOT_KV_B, c->m * s->kv_b_rows, &kv_b, e));
-    for (int64_t t = 0; t < c->m; t++) memcpy(latent + t * a->rank, row + t * s->row, (size_t)a->rank * sizeof *row);
+    kf_device_copy(d, latent, a->rank, row, s->row, c->m, a->rank);
     d->linear(d, kv_b, latent, c->layer->kv_b, c->m, false);
     norm_keys(c, s, row, kv_b);
   }
@@ -123,6 +123,20 @@ static kf_status make_rows(const kf_chunk *c, const shape *s, float *row, kf_err
   return KF_OK;
 }
 
+/* The norm of expanded keys: its weight onto the nope part (the rope keys have it already), 1/rms onto all. */
+static void scale_keys(const kf_chunk *c, const shape *s, const float *row, int64_t m, float *kv) {
+  const kf_attention_config *a = s->a;
+  c->run->device->wait(c->run->device);
+  for (int64_t t = 0; t < m; t++) {
+    float *k = kv + t * s->kv_width;
+    for (int g = 0; g < a->kv_heads; g++, k += a->d_qk) {
+      const float *weight = c->layer->k_norm + (int64_t)g * a->d_qk;
+      for (int64_t i = 0; i < c->layer->key_rows[g].count; i++) k[i] *= weight[i];
+      for (int i = 0; i < a->d_qk; i++) k[i] *= row[t * s->row + s->factor + g];
+    }
+  }
+}
+
 /* Expanded keys and values [m, kv_width] of m cache rows. */
 static kf_status expand(const kf_chunk *c, const shape *s, const float *row, int64_t m, float *kv, kf_error *e) {
   const kf_attention_config *a = s->a;
@@ -130,21 +144,16 @@ static kf_status expand(const kf_chunk *c, const shape *s, const float *row, int
   float *latent, *kv_b;
   KF_TRY(kf_run_slot(c->run, KF_SLOT_STORE, m * a->rank, &latent, e));
   KF_TRY(kf_run_slot(c->run, KF_SLOT_KV_B, m * s->kv_b_rows, &kv_b, e));
-  for (int64_t t = 0; t < m; t++) memcpy(latent + t * a->rank, row + t * s->row, (size_t)a->rank * sizeof *row);
+  kf_device_copy(d, latent, a->rank, row, s->row, m, a->rank);
   d->linear(d, kv_b, latent, c->layer->kv_b, m, false);
-  for (int64_t t = 0; t < m; t++) {
-    float *k = kv + t * s->kv_width, *v = k + (int64_t)a->kv_heads * a->d_qk;
-    for (int g = 0; g < a->kv_heads; g++, k += a->d_qk, v += a->d_v) {
-      const kf_head_rows *key = &c->layer->key_rows[g], *value = &c->layer->value_rows[g];
-      memcpy(k, kv_b + t * s->kv_b_rows + key->first, (size_t)key->count * sizeof *k);
-      memcpy(k + key->count, row + t * s->row + rope_column(a, g), 2 * (size_t)pairs_of(a, g) * sizeof *k);
-      memcpy(v, kv_b + t * s->kv_b_rows + value->first, (size_t)a->d_v * sizeof *v);
-      if (!a->qk_norm) continue;
-      const float *weight = c->layer->k_norm + (int64_t)g * a->d_qk;
-      for (int64_t i = 0; i < key->count; i++) k[i] *= weight[i];
-      for (int i = 0; i < a->d_qk; i++) k[i] *= row[t * s->row + s->factor + g];
-    }
+  float *k = kv, *v = k + (int64_t)a->kv_heads * a->d_qk;
+  for (int g = 0; g < a->kv_heads; g++, k += a->d_qk, v += a->d_v) {
+    const kf_head_rows *key = &c->layer->key_rows[g], *value = &c->layer->value_rows[g];
+    kf_device_copy(d, k, s->kv_width, kv_b + key->first, s->kv_b_rows, m, key->count);
+    kf_device_copy(d, k + key->count, s->kv_width, row + rope_column(a, g), s->row, m, 2 * (int64_t)pairs_of(a, g));
+    kf_device_copy(d, v, s->kv_width, kv_b + value->first, s->kv_b_rows, m, a->d_v);
   }
+  if (a->qk_norm) scale_keys(c, s, row, m, kv);
   return KF_OK;
 }
 
@@ -193,6 +202,18 @@ static kf_status attend_expanded(const kf_chunk *c, const shape *s, const kf_pie
   return KF_OK;
 }
 
+/* The weight of the keys' norm onto the nope part of the queries. */
+static void scale_queries(const kf_chunk *c, const shape *s, const int *width, const kf_piece *p, float *q) {
+  const kf_attention_config *a = s->a;
+  c->run->device->wait(c->run->device);
+  for (int64_t t = kf_piece_query(p); t < p->row + p->count; t++)
+    for (int h = 0; h < a->heads; h++) {
+      float *head = q + t * s->q_width + h * a->d_qk;
+      int g = h / (a->heads / a->kv_heads);
+      for (int j = 0; j < a->d_qk - width[g]; j++) head[j] *= c->layer->k_norm[(int64_t)g * a->d_qk + j];
+    }
+}
+
 /* The pieces chosen by `absorbed` together; rows of the other pieces are left alone. */
 static kf_status attend_absorbed(const kf_chunk *c, const shape *s, const bool *absorbed, float *q, float *out, kf_error *e) {
   const kf_attention_config *a = s->a;
@@ -220,13 +241,12 @@ static kf_status attend_absorbed(const kf_chunk *c, const shape *s, const bool *
     const kf_piece *p = &c->piece[i];
     int64_t query = kf_piece_query(p);
     if (!absorbed[i]) continue;
-    for (int64_t t = query; t < query + p->queries; t++)
-      for (int h = 0; h < a->heads; h++) {
-        float *head = q + t * s->q_width + h * a->d_qk;
-        int g = h / group;
-        memcpy(q_rope + (t * a->heads + h) * stride, head + a->d_qk - width[g], (size_t)width[g] * sizeof *head);
-        for (int j = 0; a->qk_norm && j < a->d_qk - width[g]; j++) head[j] *= c->layer->k_norm[(int64_t)g * a->d_qk + j];
-      }
+    for (int h = 0; h < a->heads; h++) {
+      int rope = width[h / group];
+      kf_device_copy(d, q_rope + (query * a->heads + h) * stride, (int64_t)a->heads * stride,
+                     q + query * s->q_width + (h + 1) * a->d_qk - rope, s->q_width, p->queries, rope);
+    }
+    if (a->qk_norm) scale_queries(c, s, width, p, q);
     d->head_transposed(d, q_latent + query * a->heads * a->rank, q + query * s->q_width, p->queries, a->heads, a->d_qk,
                        c->layer->kv_b_plain, c->layer->key_rows, a->kv_heads);
     sequence[count++] = (kf_latent_attention){.q_latent = q_latent + query * a->heads * a->rank,

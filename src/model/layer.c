@@ -7,9 +7,9 @@ static kf_status positions(kf_run *r, const kf_span *spans, int count, int64_t *
   *rows = *longest = 0;
   for (int i = 0; i < count; i++) *rows += spans[i].count;
   if (*rows > r->positions) {
-    free(r->position);
+    r->device->release(r->device, r->position);
     r->positions = 0;
-    KF_NEW(r->position, *rows, e);
+    KF_DEVICE_NEW(r->device, r->position, *rows, e);
     r->positions = *rows;
   }
   for (int i = 0; i < count; i++) {
@@ -82,7 +82,10 @@ static kf_status chunk_forward(const kf_chunk *c, float *x, kf_error *e) {
   kf_chunk full = *c;
   full.h = h;
   KF_TRY(a->kind == KF_LATENT ? kf_latent_forward(&full, out, e) : kf_grouped_forward(&full, out, e));
-  if (c->watch && c->watch->attended) c->watch->attended(c->watch->user, c->index, c->m, x, out);
+  if (c->watch && c->watch->attended) {
+    d->wait(d);
+    c->watch->attended(c->watch->user, c->index, c->m, x, out);
+  }
   return finish_rows(c, x, out, e);
 }
 

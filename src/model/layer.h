@@ -8,7 +8,7 @@
 
 typedef struct kf_layer {
   const kf_layer_config *config;
-  float *input_norm, *post_norm; /* [hidden] */
+  float *input_norm, *post_norm; /* [hidden]; vectors are the device's memory */
   /* [1 or kv_heads, d_qk] or NULL; k_norm of a latent layer: one row a KV head (a shared rope key takes row 0) */
   float *q_norm, *k_norm;
   float *q_a_norm, *kv_a_norm;               /* [q_rank], [rank] or NULL */
@@ -51,7 +51,8 @@ typedef struct kf_watch {
   void *user;
 } kf_watch;
 
-/* x [tokens, hidden] is replaced by the layer's output (in the last layer: at the wanted tokens). watch may be NULL. */
+/* x [tokens, hidden], the device's memory, is replaced by the layer's output (in the last layer: at the wanted tokens), complete
+ * on return. watch may be NULL. */
 kf_status kf_layer_forward(kf_run *r, const kf_layer *l, int index, float *x, const kf_span *spans, int count,
                            const kf_watch *watch, kf_error *e);
 

@@ -70,6 +70,15 @@ static kf_status load_matrix(const loader *l, const char *name, int64_t rows, in
   return status;
 }
 
+/* "model.layers.N.NAME.weight" in the device's memory. */
+static kf_status load_vector(const loader *l, const char *name, int64_t rows, int64_t columns, float **out) {
+  float *read = NULL;
+  KF_TRY(kf_weights_readf(l->w, rows, columns, &read, l->e, "model.layers.%d.%s.weight", l->index, name));
+  kf_status status = kf_device_numbers(l->d, read, rows * columns, out, l->e);
+  free(read);
+  return status;
+}
+
 /* DeepSeek's rope rows (2i, 2i + 1) become (i, pairs + i); a bias is a matrix of one column. */
 static kf_status deinterleave(float *rows, int pairs, int64_t columns, kf_error *e) {
   if (!rows || !pairs) return KF_OK;
@@ -87,9 +96,7 @@ static kf_status deinterleave(float *rows, int pairs, int64_t columns, kf_error 
 static kf_status load_query(const loader *l, const kf_attention_config *a, kf_layer *out) {
   int64_t rows = (int64_t)a->heads * a->d_qk, columns = a->q_rank ? a->q_rank : l->c->hidden;
   if (a->q_rank) KF_TRY(load_matrix(l, "self_attn.q_a_proj", a->q_rank, l->c->hidden, a->q_a_bias, &out->q_a));
-  if (a->q_a_norm)
-    KF_TRY(
-        kf_weights_readf(l->w, a->q_rank, 1, &out->q_a_norm, l->e, "model.layers.%d.self_attn.q_a_layernorm.weight", l->index));
+  if (a->q_a_norm) KF_TRY(load_vector(l, "self_attn.q_a_layernorm", a->q_rank, 1, &out->q_a_norm));
   stack s = {0};
   kf_status status = stack_add(l, &s, a->q_rank ? "self_attn.q_b_proj" : "self_attn.q_proj", rows, columns, a->q_bias);
   int group = a->heads / a->kv_heads;
@@ -116,9 +123,7 @@ static kf_status load_kv_a(const loader *l, const kf_attention_config *a, kf_lay
   }
   if (status == KF_OK) status = stack_pack(l, &s, &out->kv_a);
   stack_free(&s);
-  if (status == KF_OK && a->kv_a_norm)
-    status =
-        kf_weights_readf(l->w, a->rank, 1, &out->kv_a_norm, l->e, "model.layers.%d.self_attn.kv_a_layernorm.weight", l->index);
+  if (status == KF_OK && a->kv_a_norm) status = load_vector(l, "self_attn.kv_a_layernorm", a->rank, 1, &out->kv_a_norm);
   return status;
 }
 
@@ -142,8 +147,7 @@ static kf_status load_kv_b(const loader *l, const kf_attention_config *a, kf_lay
   kf_status status = stack_add(l, &s, "self_attn.kv_b_proj", kf_attention_kv_b_rows(a), a->rank, a->kv_b_bias);
   if (status == KF_OK) status = l->d->plain(l->d, s.weight, s.rows, s.columns, &out->kv_b_plain, l->e);
   if (status == KF_OK) status = l->d->pack(l->d, s.weight, s.bias, s.rows, s.columns, &out->kv_b, l->e);
-  out->kv_b_bias = s.bias;
-  s.bias = NULL;
+  if (status == KF_OK && s.bias) status = kf_device_numbers(l->d, s.bias, s.rows, &out->kv_b_bias, l->e);
   stack_free(&s);
   return status;
 }
@@ -151,10 +155,8 @@ static kf_status load_kv_b(const loader *l, const kf_attention_config *a, kf_lay
 static kf_status load_attention(const loader *l, const kf_attention_config *a, kf_layer *out) {
   int64_t norm_rows = a->kind == KF_LATENT ? a->kv_heads : a->d_qk, norm_columns = a->kind == KF_LATENT ? a->d_qk : 1;
   if (a->qk_norm) {
-    KF_TRY(
-        kf_weights_readf(l->w, norm_rows, norm_columns, &out->q_norm, l->e, "model.layers.%d.self_attn.q_norm.weight", l->index));
-    KF_TRY(
-        kf_weights_readf(l->w, norm_rows, norm_columns, &out->k_norm, l->e, "model.layers.%d.self_attn.k_norm.weight", l->index));
+    KF_TRY(load_vector(l, "self_attn.q_norm", norm_rows, norm_columns, &out->q_norm));
+    KF_TRY(load_vector(l, "self_attn.k_norm", norm_rows, norm_columns, &out->k_norm));
   }
   if (a->kind == KF_LATENT) {
     KF_TRY(load_query(l, a, out));
@@ -184,9 +186,8 @@ static kf_status load_mlp(const loader *l, kf_layer *out) {
 
 static kf_status load_all(const loader *l, kf_layer *out) {
   const kf_attention_config *a = &out->config->attention;
-  KF_TRY(kf_weights_readf(l->w, l->c->hidden, 1, &out->input_norm, l->e, "model.layers.%d.input_layernorm.weight", l->index));
-  KF_TRY(kf_weights_readf(l->w, l->c->hidden, 1, &out->post_norm, l->e, "model.layers.%d.post_attention_layernorm.weight",
-                          l->index));
+  KF_TRY(load_vector(l, "input_layernorm", l->c->hidden, 1, &out->input_norm));
+  KF_TRY(load_vector(l, "post_attention_layernorm", l->c->hidden, 1, &out->post_norm));
   KF_TRY(load_attention(l, a, out));
   KF_TRY(load_matrix(l, "self_attn.o_proj", l->c->hidden, (int64_t)a->heads * a->d_v, a->o_bias, &out->o));
   return load_mlp(l, out);
@@ -203,7 +204,7 @@ kf_status kf_layer_load(const kf_weights *w, int index, kf_device *d, kf_layer *
 void kf_layer_free(kf_layer *l, kf_device *d) {
   float *vectors[] = {l->input_norm, l->post_norm, l->q_norm, l->k_norm, l->q_a_norm, l->kv_a_norm, l->kv_b_bias};
   kf_weight *weights[] = {l->q, l->q_a, l->kv_a, l->kv_b, l->kv_b_plain, l->o, l->gate_up, l->down};
-  for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) free(vectors[i]);
+  for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) d->release(d, vectors[i]);
   for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
     if (weights[i]) d->weight_free(d, weights[i]);
   free(l->key_rows);

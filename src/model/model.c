@@ -1,4 +1,5 @@
 #include "model/model.h"
+#include "model/run.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,8 +110,9 @@ kf_status kf_model_describe_layers(const char *model, kf_text *json, kf_error *e
 kf_status kf_head_load(const kf_weights *w, kf_device *d, float **norm, kf_weight **head, kf_error *e) {
   const kf_config *c = w->config;
   const kf_view *embedding;
-  float *rows = NULL;
-  kf_status s = kf_weights_read(w, "model.norm.weight", c->hidden, 1, norm, e);
+  float *vector = NULL, *rows = NULL;
+  kf_status s = kf_weights_read(w, "model.norm.weight", c->hidden, 1, &vector, e);
+  if (s == KF_OK) s = kf_device_numbers(d, vector, c->hidden, norm, e);
   if (s == KF_OK && !c->tied) s = kf_weights_read(w, "lm_head.weight", c->vocabulary, c->hidden, &rows, e);
   if (s == KF_OK && c->tied) s = kf_weights_embedding(w, &embedding, e);
   if (s == KF_OK && c->tied) {
@@ -118,6 +120,7 @@ kf_status kf_head_load(const kf_weights *w, kf_device *d, float **norm, kf_weigh
     s = rows ? kf_source_rows(w->source, embedding, 0, c->vocabulary, rows, e) : KF_ERROR_MEMORY;
   }
   if (s == KF_OK) s = d->pack(d, rows, NULL, c->vocabulary, c->hidden, head, e);
+  free(vector);
   free(rows);
   return s;
 }
@@ -127,7 +130,7 @@ static kf_status load(kf_model *m, const char *model, const kf_model_options *o,
   KF_TRY(locate_and_read(model, path, &m->config, &m->weights, e));
   m->weights.config = &m->config;
   kf_model_summarise(path, &m->config, &m->weights, &m->info);
-  KF_TRY(kf_device_open_cpu(o->compute, o->threads, &m->device, e));
+  KF_TRY(kf_device_open(o->device, o->compute, o->threads, &m->device, e));
   KF_TRY(kf_run_create(m->device, &m->config, &m->run, e));
   KF_NEW(m->layer, m->config.layers, e);
   for (int i = 0; i < m->config.layers; i++) {
@@ -155,7 +158,7 @@ void kf_model_close(kf_model *m) {
   if (!m) return;
   for (int i = 0; m->layer && i < m->config.layers; i++) kf_layer_free(&m->layer[i], m->device);
   free(m->layer);
-  free(m->norm);
+  if (m->norm) m->device->release(m->device, m->norm);
   if (m->head) m->device->weight_free(m->device, m->head);
   kf_run_free(m->run);
   kf_device_close(m->device);
@@ -170,6 +173,10 @@ const kf_model_info *kf_model_get_info(const kf_model *m) {
 
 kf_compute kf_model_compute(const kf_model *m) {
   return m->device->compute == KF_BF16 ? KF_COMPUTE_BF16 : KF_COMPUTE_F32;
+}
+
+const char *kf_model_device(const kf_model *m) {
+  return m->device->name;
 }
 
 kf_status kf_embed(const kf_weights *w, const kf_view *embedding, const int32_t *ids, int64_t count, float *x, kf_error *e) {
@@ -190,9 +197,8 @@ kf_status kf_model_forward(kf_model *m, float *x, const kf_span *spans, int coun
 kf_status kf_model_logits(kf_model *m, const float *x, int64_t rows, float *logits, kf_error *e) {
   kf_device *d = m->device;
   float *h;
-  KF_NEW(h, rows * m->config.hidden, e);
+  KF_TRY(kf_run_slot(m->run, KF_SLOT_NORMED, rows * m->config.hidden, &h, e));
   d->rmsnorm(d, h, x, m->norm, rows, m->config.hidden, m->config.eps);
   d->linear(d, logits, h, m->head, rows, false);
-  free(h);
   return kf_device_check(d, e);
 }

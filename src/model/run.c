@@ -13,12 +13,12 @@ kf_status kf_run_create(kf_device *d, const kf_config *c, kf_run **out, kf_error
 
 void kf_run_free(kf_run *r) {
   if (!r) return;
-  for (int i = 0; i < KF_SLOTS; i++) free(r->slot[i]);
+  for (int i = 0; i < KF_SLOTS; i++) r->device->release(r->device, r->slot[i]);
   for (int i = 0; i < r->tables; i++) {
-    free(r->table[i].cos);
-    free(r->table[i].sin);
+    r->device->release(r->device, r->table[i].cos);
+    r->device->release(r->device, r->table[i].sin);
   }
-  free(r->position);
+  r->device->release(r->device, r->position);
   free(r);
 }
 
@@ -28,9 +28,9 @@ void kf_run_set_form(kf_run *r, kf_latent_form form) {
 
 kf_status kf_run_slot(kf_run *r, kf_slot slot, int64_t count, float **out, kf_error *e) {
   if ((size_t)count > r->capacity[slot]) {
-    free(r->slot[slot]);
+    r->device->release(r->device, r->slot[slot]);
     r->capacity[slot] = 0;
-    if (!(r->slot[slot] = kf_alloc((size_t)count, sizeof(float), e))) return KF_ERROR_MEMORY;
+    KF_DEVICE_NEW(r->device, r->slot[slot], count, e);
     r->capacity[slot] = (size_t)count;
   }
   *out = r->slot[slot];
@@ -54,16 +54,16 @@ static bool same_length(const kf_rope *r, int64_t a, int64_t b) {
   return true;
 }
 
-static kf_status fill(kf_rope_table *t, int64_t length, kf_error *e) {
+static kf_status fill(kf_device *d, kf_rope_table *t, int64_t length, kf_error *e) {
   int64_t pairs = t->rope.dim / 2, rows = length < 512 ? 512 : length + length / 2;
   double *f, factor;
   KF_NEW(f, pairs + 1, e);
-  float *cosine = kf_alloc((size_t)(rows * pairs) + 1, sizeof *cosine, e),
-        *sine = kf_alloc((size_t)(rows * pairs) + 1, sizeof *sine, e);
+  float *cosine = d->alloc(d, (size_t)(rows * pairs) + 1, sizeof *cosine, e),
+        *sine = d->alloc(d, (size_t)(rows * pairs) + 1, sizeof *sine, e);
   if (!cosine || !sine) {
     free(f);
-    free(cosine);
-    free(sine);
+    d->release(d, cosine);
+    d->release(d, sine);
     return KF_ERROR_MEMORY;
   }
   kf_rope_frequencies(&t->rope, length, f, &factor);
@@ -74,8 +74,8 @@ static kf_status fill(kf_rope_table *t, int64_t length, kf_error *e) {
       sine[p * pairs + i] = (float)(sin(angle) * factor);
     }
   free(f);
-  free(t->cos);
-  free(t->sin);
+  d->release(d, t->cos);
+  d->release(d, t->sin);
   t->cos = cosine;
   t->sin = sine;
   t->positions = rows;
@@ -91,10 +91,10 @@ kf_status kf_run_rope(kf_run *r, const kf_rope *rope, int64_t length, const kf_r
     if (r->tables == KF_TABLES) return kf_fail(e, KF_ERROR_INPUT, "more than %d different rotations in one model", KF_TABLES);
     t = &r->table[r->tables];
     *t = (kf_rope_table){.rope = *rope};
-    KF_TRY(fill(t, length, e));
+    KF_TRY(fill(r->device, t, length, e));
     r->tables++;
   }
-  if (length > t->positions || !same_length(rope, t->length, length)) KF_TRY(fill(t, length, e));
+  if (length > t->positions || !same_length(rope, t->length, length)) KF_TRY(fill(r->device, t, length, e));
   *out = t;
   return KF_OK;
 }

@@ -25,7 +25,7 @@ static kf_status more_sequences(kf_frozen *f, int count, kf_error *e) {
   free(f->span);
   KF_NEW(f->span, count, e);
   for (; f->sequences < count; f->sequences++)
-    KF_TRY(kf_sequence_create(&f->model->config, f->model->device->compute, &f->sequence[f->sequences], e));
+    KF_TRY(kf_sequence_create(&f->model->config, f->model->device, &f->sequence[f->sequences], e));
   return KF_OK;
 }
 

@@ -35,6 +35,7 @@ expect 2 "$kvfold" eval $books --text $held_out --bos perhaps
 expect 2 "$kvfold" eval $books --text $held_out --window 64 --stride 65
 expect 2 "$kvfold" eval $books --text $held_out --compute f8
 expect 2 "$kvfold" eval $books --text $held_out --threads -1
+expect 2 "$kvfold" eval $books --text $held_out --device tpu
 expect 2 "$kvfold" generate $books
 expect 2 "$kvfold" generate $books --prompt a --prompt-file b
 expect 2 "$kvfold" generate $books --prompt a --greedy --temperature 0.5

@@ -33,6 +33,14 @@ answers "$kvfold" tokenize $books --file "$work/text" --json
 [ "$(value ids | tr -d '[] ')" = "$ids" ] || fail "standard input gives other ids than the same TEXT"
 expect 1 "$kvfold" tokenize $books --decode 99999999
 
+if ! ldd "$kvfold" | grep -q libcudart; then
+  for command in "logits $books --tokens 5 --out $work/none" "eval $books --text $held_out" "generate $books --prompt It"; do
+    # shellcheck disable=SC2086
+    expect 1 "$kvfold" $command --device cuda
+    says "built without CUDA"
+  done
+fi
+answers "$kvfold" logits $books --tokens 5,6,7 --device cpu --out "$work/logits.safetensors" --compute f32 --json
 answers "$kvfold" logits $books --tokens 5,6,7 --out "$work/logits.safetensors" --compute f32 --json
 is tokens 3
 is vocabulary 4096

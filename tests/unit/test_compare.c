@@ -240,8 +240,9 @@ static void first_layer_by_hand(void **p) {
     plain w = {model[i], out[i], 0};
     kf_watch watch = {.attended = gather, .user = &w};
     succeeds(kf_embed(&model[i]->weights, model[i]->embedding, ids, TOKENS, x[i], &e), &e);
-    succeeds(kf_sequence_create(&model[i]->config, model[i]->device->compute, &sequence, &e), &e);
-    succeeds(kf_layer_forward(model[i]->run, &model[i]->layer[0], 0, x[i], &(kf_span){sequence, 0, TOKENS, 0}, 1, &watch, &e), &e);
+    succeeds(kf_sequence_create(&model[i]->config, model[i]->device, &sequence, &e), &e);
+    succeeds(kf_layer_forward(model[i]->run, &model[i]->layer[0], 0, x[i], &(kf_span){sequence, 0, TOKENS, 0}, 1, &watch, &e),
+             &e);
     kf_sequence_free(sequence);
   }
   double attention = 0, residual = 0;

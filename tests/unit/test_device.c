@@ -1,5 +1,5 @@
-/* Every fast operation against its plain reference, on random shapes, for each instruction set that this machine has.
- * bench/bench_device.c times them. */
+/* Every fast operation against its plain reference, on random shapes, for each instruction set that this machine has, and on
+ * its GPU. With the argument "cuda" on the GPU only, which then must be there. bench/bench_device.c times them. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -24,9 +24,19 @@ static int between(int low, int high) {
   return low + below(high - low + 1);
 }
 
+/* Memory that operations may be given. */
+static void *memory(int64_t count, size_t size) {
+  kf_error e = {0};
+  void *p = device->alloc(device, (size_t)count, size, &e);
+  if (!p) fail_msg("%s", e.message);
+  return p;
+}
+static void drop(const void *p) {
+  device->release(device, (void *)(uintptr_t)p);
+}
+
 static float *numbers(int64_t n) {
-  float *x = malloc((size_t)n * sizeof *x + 4);
-  assert_non_null(x);
+  float *x = memory(n + 1, sizeof *x);
   for (int64_t i = 0; i < n; i++) x[i] = (float)kf_random_normal(&dice);
   return x;
 }
@@ -37,8 +47,7 @@ static float *rounded(int64_t n) {
   return x;
 }
 static float *copy(const float *x, int64_t n) {
-  float *y = malloc((size_t)n * sizeof *y + 4);
-  assert_non_null(y);
+  float *y = memory(n + 1, sizeof *y);
   memcpy(y, x, (size_t)n * sizeof *y);
   return y;
 }
@@ -49,7 +58,7 @@ static void compare_sized(const char *what, const float *a, const float *b, cons
   int64_t at = 0;
   for (int64_t i = 0; i < n; i++) square += (double)b[i] * b[i];
   double scale = sqrt(square / (double)(n > 0 ? n : 1));
-  for (int64_t i = 0; i < n; i++) {
+  for (int64_t i = 0; i < n && !isnan(worst); i++) {
     double gap = fabs((double)a[i] - b[i]) / ((size ? fabs((double)size[i]) : scale) + 1e-30);
     if (!(gap <= worst)) {
       worst = gap;
@@ -89,7 +98,7 @@ static void try_linear(int64_t m, int64_t n, int64_t k, bool biased, bool add) {
   snprintf(name, sizeof name, "linear m=%d n=%d k=%d bias=%d add=%d", (int)m, (int)n, (int)k, biased, add);
   compare(name, y, expected, m * n, sum_tolerance(k));
   device->weight_free(device, packed);
-  free(x), free(w), free(bias), free(y), free(expected);
+  drop(x), drop(w), drop(bias), drop(y), drop(expected);
 }
 
 static void linear(void **state) {
@@ -112,7 +121,7 @@ static void compare_made(const char *what, const float *y, const float *expected
   kf_reference_linear(size, h, positive, NULL, m, n, k, false);
   for (int64_t i = 0; i < m * n; i++) size[i] += fabsf(expected[i]);
   compare_sized(what, y, expected, size, m * n, device->compute == KF_BF16 ? 0x1p-8 : 4e-6);
-  free(positive), free(size);
+  drop(positive), drop(size);
 }
 
 static void try_made_input(int64_t m, int64_t n, int64_t k, bool biased) {
@@ -129,14 +138,16 @@ static void try_made_input(int64_t m, int64_t n, int64_t k, bool biased) {
   device->swiglu_linear(device, y, x, packed, m);
   assert_int_equal(kf_reference_swiglu_linear(expected, x, w, bias, m, n, k, &e), KF_OK);
   assert_int_equal(kf_reference_swiglu_linear(h, x, identity, NULL, m, k, k, &e), KF_OK);
+  check_device();
   compare_made("swiglu_linear", y, expected, h, w, m, n, k);
   device->norm_linear(device, y, x, norm, 1e-5f, packed, m);
   assert_int_equal(kf_reference_norm_linear(expected, x, norm, 1e-5f, w, bias, m, n, k, &e), KF_OK);
   assert_int_equal(kf_reference_norm_linear(h, x, norm, 1e-5f, identity, NULL, m, k, k, &e), KF_OK);
-  compare_made("norm_linear", y, expected, h, w, m, n, k);
   check_device();
+  compare_made("norm_linear", y, expected, h, w, m, n, k);
   device->weight_free(device, packed);
-  free(x), free(w), free(norm), free(bias), free(y), free(expected), free(h), free(identity);
+  drop(x), drop(w), drop(norm), drop(bias), drop(y), drop(expected);
+  free(h), free(identity);
 }
 
 static void made_input(void **state) {
@@ -174,7 +185,7 @@ static heads_case make_heads(void) {
 
 static void free_heads(heads_case *c) {
   device->weight_free(device, c->plain);
-  free(c->w), free(c->bias);
+  drop(c->w), drop(c->bias);
 }
 
 static void heads(void **state) {
@@ -193,9 +204,31 @@ static void heads(void **state) {
     kf_reference_head_times(v_expected, c.stride, latent, c.m, c.heads, c.w, c.rank, c.rows, c.kv_heads, bias);
     check_device();
     compare("head_times", v, v_expected, all * c.stride, sum_tolerance(100));
-    free(x), free(y), free(expected), free(latent), free(v), free(v_expected);
+    drop(x), drop(y), drop(expected), drop(latent), drop(v), drop(v_expected);
     free_heads(&c);
   }
+}
+
+/* A KV head may have no rows: all of its key is rotated. */
+static void head_without_rows(void **state) {
+  (void)state;
+  enum { M = 3, HEADS = 4, RANK = 37, STRIDE = 5 };
+  const kf_head_rows rows[2] = {{1, 0}, {2, STRIDE}};
+  float *w = rounded((2 + STRIDE) * RANK), *x = rounded(M * HEADS * RANK), *y = numbers(M * HEADS * RANK),
+        *expected = copy(y, M * HEADS * RANK);
+  kf_weight *plain;
+  kf_error e;
+  assert_int_equal(device->plain(device, w, 2 + STRIDE, RANK, &plain, &e), KF_OK);
+  device->head_times(device, y, STRIDE, x, M, HEADS, plain, rows, 2, w);
+  kf_reference_head_times(expected, STRIDE, x, M, HEADS, w, RANK, rows, 2, w);
+  check_device();
+  compare("head_times", y, expected, M * HEADS * RANK, sum_tolerance(RANK));
+  device->head_transposed(device, y, x, M, HEADS, STRIDE, plain, rows, 2);
+  kf_reference_head_transposed(expected, x, M, HEADS, STRIDE, w, RANK, rows, 2);
+  check_device();
+  compare("head_transposed", y, expected, M * HEADS * RANK, sum_tolerance(STRIDE));
+  device->weight_free(device, plain);
+  drop(w), drop(x), drop(y), drop(expected);
 }
 
 /* ------------------------------------------------------------------------------------------------ caches, attention */
@@ -209,16 +242,15 @@ static kf_rows make_rows(int64_t tokens, int page_tokens, int64_t columns, kf_dt
     float *x = rounded(page_tokens * columns);
     pages[p] = x;
     if (dtype != KF_BF16) continue;
-    uint16_t *h = malloc((size_t)(page_tokens * columns) * sizeof *h);
-    assert_non_null(h);
+    uint16_t *h = memory(page_tokens * columns, sizeof *h);
     for (int64_t i = 0; i < page_tokens * columns; i++) h[i] = kf_f32_to_bf16(x[i]);
-    free(x);
+    drop(x);
     pages[p] = h;
   }
   return (kf_rows){pages, page_tokens, columns, dtype};
 }
 static void free_rows(kf_rows *rows, int64_t tokens) {
-  for (int64_t p = 0; p < (tokens + rows->page_tokens - 1) / rows->page_tokens; p++) free(rows->pages[p]);
+  for (int64_t p = 0; p < (tokens + rows->page_tokens - 1) / rows->page_tokens; p++) drop(rows->pages[p]);
   free((void *)(uintptr_t)rows->pages);
 }
 
@@ -230,14 +262,16 @@ static void store_fetch(void **state) {
     kf_rows ours = make_rows(at + m, round % 3 ? 64 : 7, column + n + below(3), dtype);
     float *x = numbers(m * stride), *y = numbers(m * stride), *expected = copy(y, m * stride);
     device->store(device, &ours, at, m, column, n, x, stride);
+    check_device();
     kf_reference_fetch(expected, stride, &ours, at, m, column, n);
     device->fetch(device, y, stride, &ours, at, m, column, n);
+    check_device();
     assert_memory_equal(y, expected, (size_t)(m * stride) * sizeof *y);
     kf_reference_store(&ours, at, m, column, n, x, stride);
     device->fetch(device, expected, stride, &ours, at, m, column, n);
-    assert_memory_equal(y, expected, (size_t)(m * stride) * sizeof *y);
     check_device();
-    free(x), free(y), free(expected);
+    assert_memory_equal(y, expected, (size_t)(m * stride) * sizeof *y);
+    drop(x), drop(y), drop(expected);
     free_rows(&ours, at + m);
   }
 }
@@ -293,7 +327,7 @@ static void try_attention(const kf_attention_shape *shape, int count, const int6
     assert_int_equal(kf_reference_attention(shape, &sizes, 1, &e), KF_OK);
     compare_sized(name, ours[i].out, theirs[i].out, sizes.out, m[i] * shape->heads * shape->d_v,
                   device->compute == KF_BF16 ? 0x1p-8 : 1e-5);
-    free((void *)(uintptr_t)ours[i].q), free(ours[i].out), free(theirs[i].out), free(sizes.out);
+    drop(ours[i].q), drop(ours[i].out), drop(theirs[i].out), drop(sizes.out);
     free_rows(&ours[i].rows, m[i] + past[i]);
   }
 }
@@ -370,7 +404,7 @@ static void latent_attention(void **state) {
     check_device();
     assert_int_equal(kf_reference_latent_attention(&shape, &theirs, 1, &e), KF_OK);
     compare("latent_attention", ours.out, theirs.out, m * shape.heads * shape.rank, attention_tolerance());
-    free((void *)(uintptr_t)ours.q_latent), free((void *)(uintptr_t)ours.q_rope), free(ours.out), free(theirs.out);
+    drop(ours.q_latent), drop(ours.q_rope), drop(ours.out), drop(theirs.out);
     free_rows(&ours.rows, m + past);
   }
 }
@@ -385,14 +419,15 @@ static void norms(void **state) {
     float *x = numbers((int64_t)m * n), *w = numbers(n), *y = copy(x, (int64_t)m * n), *expected = copy(x, (int64_t)m * n);
     device->rmsnorm(device, round % 2 ? y : expected, x, w, m, n, 1e-5f);
     kf_reference_rmsnorm(round % 2 ? expected : y, x, w, m, n, 1e-5f);
+    check_device();
     compare_sized("rmsnorm", y, expected, expected, (int64_t)m * n, 1e-6);
     int64_t stride = (int64_t)h * d + below(5);
     float *q = numbers(m * stride), *q_expected = copy(q, m * stride), *qw = numbers((int64_t)w_heads * d);
     device->head_norm(device, q, m, stride, h, d, qw, w_heads, 1e-6f);
     kf_reference_head_norm(q_expected, m, stride, h, d, qw, w_heads, 1e-6f);
-    compare_sized("head_norm", q, q_expected, q_expected, m * stride, 1e-6);
     check_device();
-    free(x), free(w), free(y), free(expected), free(q), free(q_expected), free(qw);
+    compare_sized("head_norm", q, q_expected, q_expected, m * stride, 1e-6);
+    drop(x), drop(w), drop(y), drop(expected), drop(q), drop(q_expected), drop(qw);
   }
 }
 
@@ -400,7 +435,7 @@ static void rope(void **state) {
   (void)state;
   for (int round = 0; round < 12; round++) {
     int pairs = between(1, 40), m = between(1, 120), positions = 50, blocks = between(1, 6);
-    int32_t index[40], position[120];
+    int32_t index[40], *position = memory(m, sizeof *position);
     kf_rope_block block[6];
     int64_t stride = 0;
     for (int j = 0; j < 40; j++) index[j] = below(pairs);
@@ -415,7 +450,7 @@ static void rope(void **state) {
     kf_reference_rope(expected, m, stride, block, blocks, c, s, pairs, position);
     check_device();
     compare("rope", x, expected, m * stride, 2e-6);
-    free(x), free(expected), free(c), free(s);
+    drop(x), drop(expected), drop(c), drop(s), drop(position);
   }
 }
 
@@ -424,8 +459,9 @@ static void losses(void **state) {
   for (int round = 0; round < 8; round++) {
     int64_t m = between(1, 20), v = round ? between(1, 3000) : 49152;
     float *r = numbers(m * v), *x = copy(r, m * v);
-    int32_t target[20], best[20], best_expected[20];
-    double nll[20], nll_expected[20], kl[20], kl_expected[20], gap[20], gap_expected[20];
+    int32_t *target = memory(m, sizeof *target), *best = memory(m, sizeof *best), best_expected[20];
+    double *nll = memory(m, sizeof *nll), *kl = memory(m, sizeof *kl), *gap = memory(m, sizeof *gap);
+    double nll_expected[20], kl_expected[20], gap_expected[20];
     for (int64_t i = 0; i < m * v; i++) {
       r[i] *= 6;
       x[i] = r[i] + 0.3f * (float)kf_random_normal(&dice);
@@ -443,7 +479,7 @@ static void losses(void **state) {
       assert_true(fabs(kl[i] - kl_expected[i]) <= 1e-6 * (1 + fabs(kl_expected[i])));
       assert_true(fabs(gap[i] - gap_expected[i]) <= 1e-6 * (1 + gap_expected[i]));
     }
-    free(r), free(x);
+    drop(r), drop(x), drop(target), drop(best), drop(nll), drop(kl), drop(gap);
   }
 }
 
@@ -461,12 +497,14 @@ static void determinism(void **state) {
                     .m = 1,
                     .past = past};
   device->attention(device, &shape, &a, 1);
+  check_device();
   float *first = copy(a.out, n);
   for (int i = 0; i < 5; i++) {
     device->attention(device, &shape, &a, 1);
+    check_device();
     assert_memory_equal(first, a.out, (size_t)n * sizeof *first);
   }
-  free((void *)(uintptr_t)a.q), free(a.out), free(first);
+  drop(a.q), drop(a.out), drop(first);
   free_rows(&rows, past + 1);
 }
 
@@ -487,13 +525,30 @@ static void errors(void **state) {
   kf_device_close(NULL);
 }
 
-static int run_all(kf_isa isa, kf_compute compute, int threads) {
+static int run_all(uint64_t seed) {
   static const struct CMUnitTest tests[] = {
-      cmocka_unit_test(linear),        cmocka_unit_test(made_input),  cmocka_unit_test(heads),
-      cmocka_unit_test(store_fetch),   cmocka_unit_test(attention),   cmocka_unit_test(latent_attention),
-      cmocka_unit_test(nothing_to_do), cmocka_unit_test(norms),       cmocka_unit_test(rope),
-      cmocka_unit_test(losses),        cmocka_unit_test(determinism), cmocka_unit_test(errors),
+      cmocka_unit_test(linear),
+      cmocka_unit_test(made_input),
+      cmocka_unit_test(heads),
+      cmocka_unit_test(head_without_rows),
+      cmocka_unit_test(store_fetch),
+      cmocka_unit_test(attention),
+      cmocka_unit_test(latent_attention),
+      cmocka_unit_test(nothing_to_do),
+      cmocka_unit_test(norms),
+      cmocka_unit_test(rope),
+      cmocka_unit_test(losses),
+      cmocka_unit_test(determinism),
+      cmocka_unit_test(errors),
   };
+  printf("device %s %s, %d threads\n", device->isa, device->compute == KF_BF16 ? "bf16" : "f32", device->threads);
+  kf_random_seed(&dice, seed);
+  int failed = cmocka_run_group_tests_name(device->isa, tests, NULL, NULL);
+  kf_device_close(device);
+  return failed;
+}
+
+static int run_isa(kf_isa isa, kf_compute compute, int threads) {
   kf_error e = {0};
   if (isa > kf_isa_best()) {
     printf("SKIP: this CPU does not have instruction set %d\n", (int)isa);
@@ -503,19 +558,34 @@ static int run_all(kf_isa isa, kf_compute compute, int threads) {
     printf("%s\n", e.message);
     return 1;
   }
-  printf("device %s %s, %d threads\n", device->isa, device->compute == KF_BF16 ? "bf16" : "f32", device->threads);
-  kf_random_seed(&dice, 20 + (uint64_t)isa);
-  int failed = cmocka_run_group_tests_name(device->isa, tests, NULL, NULL);
-  kf_device_close(device);
-  return failed;
+  return run_all(20 + (uint64_t)isa);
 }
 
-int main(void) {
-  int failed = run_all(KF_ISA_PORTABLE, KF_COMPUTE_F32, 2);
-  failed += run_all(KF_ISA_AVX2, KF_COMPUTE_F32, 2);
-  failed += run_all(KF_ISA_AVX512, KF_COMPUTE_F32, 2);
-  failed += run_all(KF_ISA_AVX512_BF16, KF_COMPUTE_F32, 1);
-  failed += run_all(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 1);
-  failed += run_all(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 3);
+static void no_gpu(void **state) {
+  print_message("SKIP: operations of the CUDA device: %s\n", (const char *)*state);
+  skip();
+}
+
+static int run_cuda(bool needed) {
+  kf_error e = {0};
+  if (kf_device_open(KF_DEVICE_CUDA, KF_COMPUTE_F32, 0, &device, &e) != KF_OK) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(no_gpu, e.message)};
+    return cmocka_run_group_tests_name("cuda", tests, NULL, NULL) + needed;
+  }
+  int failed = run_all(30);
+  if (kf_device_open(KF_DEVICE_CUDA, KF_COMPUTE_BF16, 0, &device, &e) != KF_OK) return 1;
+  return failed + run_all(31);
+}
+
+int main(int argc, char **argv) {
+  bool cuda_only = argc > 1 && strcmp(argv[1], "cuda") == 0;
+  int failed = run_cuda(cuda_only);
+  if (cuda_only) return failed ? 1 : 0;
+  failed += run_isa(KF_ISA_PORTABLE, KF_COMPUTE_F32, 2);
+  failed += run_isa(KF_ISA_AVX2, KF_COMPUTE_F32, 2);
+  failed += run_isa(KF_ISA_AVX512, KF_COMPUTE_F32, 2);
+  failed += run_isa(KF_ISA_AVX512_BF16, KF_COMPUTE_F32, 1);
+  failed += run_isa(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 1);
+  failed += run_isa(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 3);
   return failed ? 1 : 0;
 }

@@ -1,5 +1,6 @@
 /* Every family against Hugging Face: the tiny models of tests/fixtures/families (written by tools/golden/make_families.py)
- * through the public interface. When the logits are off, the model is run layer by layer to say where that began. */
+ * through the public interface. When the logits are off, the model is run layer by layer to say where that began. With the
+ * argument "cuda" on the GPU. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,6 +21,8 @@ static const char *const FAMILIES = KVFOLD_SOURCE_DIR "/tests/fixtures/families"
 static const double TOLERANCE = 1e-4; /* of the largest reference logit, in f32 */
 
 enum { SEQUENCES = 3, STEPS = 4 };
+
+static kf_device_kind device = KF_DEVICE_CPU;
 
 /* One fixture: the open model and what Hugging Face computed. */
 typedef struct family {
@@ -70,7 +73,7 @@ static void family_open(family *f, const char *name, kf_compute compute) {
   ok(kf_join(path, directory, "expected.safetensors", &e), &e);
   ok(kf_safetensors_open(path, &f->expected, &e), &e);
   ok(kf_join(path, directory, "model.gguf", &e), &e);
-  kf_model_options options = {.compute = compute, .threads = 2};
+  kf_model_options options = {.compute = compute, .threads = 2, .device = device};
   ok(kf_model_open(kf_is_file(path) ? path : directory, &options, &f->model, &e), &e);
   f->vocabulary = kf_model_get_info(f->model)->vocabulary;
 
@@ -105,8 +108,9 @@ static void print_first_wrong_layer(family *f) {
   kf_sequence *sequence = NULL;
   int64_t count = (int64_t)f->count;
   size_t numbers = f->count * (size_t)m->config.hidden;
-  float *x = floats(numbers);
-  ok(kf_sequence_create(&m->config, m->device->compute, &sequence, &e), &e);
+  float *x = m->device->alloc(m->device, numbers, sizeof *x, &e);
+  assert_non_null(x);
+  ok(kf_sequence_create(&m->config, m->device, &sequence, &e), &e);
   ok(kf_embed(&m->weights, m->embedding, f->tokens, count, x, &e), &e);
   const kf_span span = {.sequence = sequence, .offset = 0, .count = count};
   for (int i = 0; i <= m->config.layers; i++) {
@@ -126,7 +130,7 @@ static void print_first_wrong_layer(family *f) {
   print_message("%s: every layer is right; the final norm or the head is off\n", f->name);
 done:
   kf_sequence_free(sequence);
-  free(x);
+  m->device->release(m->device, x);
 }
 
 static void test_logits(void **state) {
@@ -147,7 +151,7 @@ static void test_logits(void **state) {
 
 /* bf16 keeps 8 bits: the logits of these wide random models stay near, and their order mostly. */
 static void test_logits_bf16(void **state) {
-  if (strcmp(kf_cpu_auto_compute(), "bf16") != 0) {
+  if (device == KF_DEVICE_CPU && strcmp(kf_cpu_auto_compute(), "bf16") != 0) {
     print_message("SKIP: this CPU does not multiply bf16 natively\n");
     skip();
   }
@@ -261,19 +265,53 @@ static void test_batch(void **state) {
   family_close(&f);
 }
 
+/* A step that reaches over chunks (of 512 tokens): only the last token of each sequence goes through the whole last layer, and
+ * must come out as among the logits of all tokens. */
+static void test_chunks(void **state) {
+  enum { COUNT = 4, LONG = 430 };
+  static const size_t counts[COUNT] = {300, 420, 1, 70};
+  if (device == KF_DEVICE_CUDA) skip(); /* minutes on a simulated GPU */
+  family f;
+  kf_error e = {0};
+  kf_batch *batch = NULL;
+  family_open(&f, *state, KF_COMPUTE_F32);
+  size_t v = (size_t)f.vocabulary;
+  int32_t ids[LONG];
+  kf_feed feeds[COUNT];
+  float *last = floats(COUNT * v), *all = floats(LONG * v);
+  for (int i = 0; i < LONG; i++) ids[i] = (i * i + 3 * i) % f.vocabulary;
+  for (int s = 0; s < COUNT; s++) feeds[s] = (kf_feed){.sequence = s, .ids = ids + s, .count = counts[s]};
+  ok(kf_batch_create(f.model, COUNT, &batch, &e), &e);
+  ok(kf_batch_step(batch, feeds, COUNT, last, &e), &e);
+  for (int s = 0; s < COUNT; s++) {
+    ok(kf_logits(f.model, ids + s, counts[s], all, &e), &e);
+    double off = relative_difference(last + (size_t)s * v, all + (counts[s] - 1) * v, v);
+    if (!(off <= 1e-5)) fail_msg("%s: the last token of %zu is off by %.3g in company", f.name, counts[s], off);
+  }
+  kf_batch_free(batch);
+  free(last);
+  free(all);
+  family_close(&f);
+}
+
 /* ------------------------------------------------------------------------------------------------ */
 
 static int is_family(const struct dirent *entry) {
   return entry->d_name[0] != '.';
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   static const struct {
     const char *what;
     CMUnitTestFunction run;
-  } KINDS[] = {{"logits", test_logits}, {"logits in bf16", test_logits_bf16}, {"steps", test_steps}, {"batch", test_batch}};
+  } KINDS[] = {{"logits", test_logits},
+               {"logits in bf16", test_logits_bf16},
+               {"steps", test_steps},
+               {"batch", test_batch},
+               {"chunks", test_chunks}};
   enum { KIND_COUNT = sizeof KINDS / sizeof *KINDS };
   struct dirent **entries = NULL;
+  if (argc > 1 && strcmp(argv[1], "cuda") == 0) device = KF_DEVICE_CUDA;
   int found = scandir(FAMILIES, &entries, is_family, alphasort);
   if (found <= 0) {
     fprintf(stderr, "%s: no fixtures\n", FAMILIES);

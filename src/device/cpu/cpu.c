@@ -38,6 +38,21 @@ int kf_threads_for(const kf_cpu *c, double work) {
   return work < 20000 ? 1 : c->device.threads;
 }
 
+static void *cpu_alloc(kf_device *d, size_t count, size_t size, kf_error *e) {
+  (void)d;
+  return kf_alloc(count, size, e);
+}
+
+static void cpu_release(kf_device *d, void *p) {
+  (void)d;
+  free(p);
+}
+
+/* Operations of the CPU have run when they return. */
+static void cpu_wait(kf_device *d) {
+  (void)d;
+}
+
 static void cpu_close(kf_device *d) {
   kf_cpu *c = kf_cpu_of(d);
   kf_onednn_close(c->onednn);
@@ -75,6 +90,9 @@ kf_status kf_device_open_isa(kf_isa isa, kf_compute compute, int threads, kf_dev
   c->device.isa = isa_names[isa];
   c->device.compute = compute == KF_COMPUTE_F32 || !native ? KF_F32 : KF_BF16;
   c->device.threads = threads > 0 ? threads : omp_get_num_procs();
+  c->device.alloc = cpu_alloc;
+  c->device.release = cpu_release;
+  c->device.wait = cpu_wait;
   c->device.close = cpu_close;
   choose_kernels(c);
   kf_cpu_linear_table(&c->device);
@@ -99,15 +117,4 @@ kf_status kf_device_open_isa(kf_isa isa, kf_compute compute, int threads, kf_dev
 
 kf_status kf_device_open_cpu(kf_compute compute, int threads, kf_device **out, kf_error *e) {
   return kf_device_open_isa(kf_isa_best(), compute, threads, out, e);
-}
-
-void kf_device_close(kf_device *d) {
-  if (d) d->close(d);
-}
-
-kf_status kf_device_check(kf_device *d, kf_error *e) {
-  kf_status s = d->error.status;
-  if (s != KF_OK && e) *e = d->error;
-  d->error = (kf_error){0};
-  return s;
 }

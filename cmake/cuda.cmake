@@ -1,0 +1,28 @@
+# The CUDA compiler and libraries, and the kernels of src/device/cuda/. Included with KVFOLD_CUDA=ON only.
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "KVFOLD_CUDA is ON but there is no CUDA compiler: put nvcc on PATH or set CUDACXX, or build without CUDA (preset release)")
+endif()
+find_package(CUDAToolkit 12.0 REQUIRED)
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 80 90)
+  if(CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.8)
+    list(APPEND CMAKE_CUDA_ARCHITECTURES 100)
+  endif()
+endif()
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
+
+set(KVFOLD_PC_CUDA "-L${CUDAToolkit_LIBRARY_DIR} -lcublas -lcudart -lstdc++")
+
+# The kernels, and what they need, become part of a room.
+function(kf_cuda_kernels room)
+  file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/device/cuda/*.cu)
+  target_sources(${room} PRIVATE ${kernels})
+  target_compile_options(${room} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror>")
+  target_compile_definitions(${room} PRIVATE KF_CUDA)
+  target_link_libraries(${room} PUBLIC CUDA::cudart CUDA::cublas)
+  set_property(GLOBAL APPEND PROPERTY KF_LIBRARIES CUDA::cudart CUDA::cublas)
+endfunction()
