@@ -224,8 +224,9 @@ kf_status kf_fold_record(void *session, json_t **out, kf_error *e) {
     json_array_append_new(tried, json_pack("{s:s,s:i,s:i,s:f}", "selection", f->candidate[i].greedy ? "greedy" : "fold",
                                            "rope_pairs", f->candidate[i].pairs, "rope_stride", f->candidate[i].stride, "kl",
                                            f->candidate[i].nearness.kl));
-  *out = json_pack("{s:s,s:i,s:i,s:o,s:{s:I,s:f,s:f}}", "selection", c->greedy ? "greedy" : "fold", "rope_pairs", c->pairs,
-                   "rope_stride", c->stride, "tried", tried, "held_out", "tokens", (json_int_t)(f->tune.windows * f->tune.window),
-                   "kl", outcome.kl, "perplexity_ratio", outcome.perplexity_ratio);
+  *out =
+      json_pack("{s:s,s:i,s:i,s:i,s:o,s:{s:I,s:f,s:f}}", "selection", c->greedy ? "greedy" : "fold", "rope_pairs", c->pairs,
+                "rope_stride", c->stride, "layers_with_refitted_queries", f->refitted, "tried", tried, "held_out", "tokens",
+                (json_int_t)(f->tune.windows * f->tune.window), "kl", outcome.kl, "perplexity_ratio", outcome.perplexity_ratio);
   return *out ? KF_OK : kf_fail(e, KF_ERROR_MEMORY, "out of memory");
 }

@@ -27,9 +27,9 @@ typedef struct kf_fold {
   kf_device *device;
   kf_run *run;
   int threads;
-  int64_t elements; /* numbers a token and layer */
-  bool stock;       /* all layers rotate by the same table of frequencies 0, stride, 2 stride, ... of the source's */
-  int refit;
+  int64_t elements;         /* numbers a token and layer */
+  bool stock;               /* all layers rotate by the same table of frequencies 0, stride, 2 stride, ... of the source's */
+  int refit, refitted;      /* what is asked for; layers whose refitted queries were kept */
   kf_stream all, fit, tune; /* the source's hidden states: all windows, the first of which are fitted on, the last chosen by */
   float *start;             /* embeddings of all windows */
   int32_t *ids;             /* [windows, window] */

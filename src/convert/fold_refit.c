@@ -25,6 +25,7 @@ static void keep_window(void *user, int layer, int64_t m, const float *x, const 
 typedef struct normal {
   int64_t wide, d;      /* heads x d_v, hidden */
   double *gram, *cross; /* [wide, wide] Phi^T Phi; [wide, d] Phi^T (Y - Phi W_o^T) */
+  double square;        /* |Y - Phi W_o^T|^2 */
 } normal;
 
 /* Adds one window. o: [d, wide]; memory: f32 work space. */
@@ -32,7 +33,10 @@ static void add_normal(normal *n, int64_t m, const float *o, const target *teach
                        float *own, float *gram, float *cross) {
   kf_gemm_f32(false, true, m, n->d, n->wide, teacher[1].x, o, target_rows);
   kf_gemm_f32(false, true, m, n->d, n->wide, student[1].x, o, own);
-  for (int64_t i = 0; i < m * n->d; i++) target_rows[i] += teacher[0].x[i] - student[0].x[i] - own[i];
+  for (int64_t i = 0; i < m * n->d; i++) {
+    target_rows[i] += teacher[0].x[i] - student[0].x[i] - own[i];
+    n->square += (double)target_rows[i] * target_rows[i];
+  }
   kf_gemm_f32(true, false, n->wide, n->wide, m, student[1].x, student[1].x, gram);
   kf_gemm_f32(true, false, n->wide, n->d, m, student[1].x, target_rows, cross);
   for (int64_t i = 0; i < n->wide * n->wide; i++) n->gram[i] += gram[i];
@@ -48,7 +52,8 @@ static double added_error(const normal *n, const double *change, double *through
 }
 
 /* The change that the windows fitted on ask for, at the ridge that serves the held-out windows best; zero when none does. */
-static kf_status solve_refit(const normal *fit, const normal *held, double *best, kf_arena *arena, kf_error *e) {
+static kf_status solve_refit(const normal *fit, const normal *held, double *best, double *error_left, kf_arena *arena,
+                             kf_error *e) {
   int64_t wide = fit->wide, d = fit->d;
   double *gram = kf_arena_alloc(arena, (size_t)(wide * wide), sizeof *gram, e),
          *change = kf_arena_alloc(arena, (size_t)(wide * d), sizeof *change, e);
@@ -65,24 +70,41 @@ static kf_status solve_refit(const normal *fit, const normal *held, double *best
     least = error;
     memcpy(best, change, (size_t)(wide * d) * sizeof *best);
   }
+  *error_left = held->square + least;
   return KF_OK;
 }
 
-/* W_o' = W_o + (Y - Phi W_o^T)^T Phi (Phi^T Phi + ridge)^-1: the student's attention makes up for the drift of its stream too. */
-static kf_status refit_output(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, const kf_layer *layer,
-                              kf_mapped *out, kf_error *e) {
-  int64_t d = f->config->hidden, wide = (int64_t)source->a->heads * source->a->d_v, m = f->all.window;
-  normal n[2] = {{.wide = wide, .d = d}, {.wide = wide, .d = d}}; /* fitted on, held out */
-  kf_arena arena = {0};
-  kf_status s = KF_OK;
-  float *memory = kf_arena_alloc(&arena, (size_t)(m * (5 * d + 2 * wide) + wide * (wide + d)), sizeof *memory, e);
-  double *change = kf_arena_alloc(&arena, (size_t)(wide * d), sizeof *change, e);
-  for (int i = 0; i < 2; i++) {
-    n[i].gram = kf_arena_alloc(&arena, (size_t)(wide * wide), sizeof(double), e);
-    n[i].cross = kf_arena_alloc(&arena, (size_t)(wide * d), sizeof(double), e);
-    if (!n[i].gram || !n[i].cross || !memory || !change) s = KF_ERROR_MEMORY;
+enum { TRIALS = 2 };
+
+/* Layers that differ in their queries alone, and what the output projection's refit makes of each. */
+typedef struct trials {
+  int count;
+  kf_layer layer[TRIALS];
+  normal n[TRIALS][2];    /* fitted on, held out */
+  double *change[TRIALS]; /* [wide, d] */
+  kf_arena arena;
+} trials;
+
+static kf_status make_room(trials *t, int64_t wide, int64_t d, kf_error *e) {
+  for (int i = 0; i < t->count; i++) {
+    if (!(t->change[i] = kf_arena_alloc(&t->arena, (size_t)(wide * d), sizeof(double), e))) return KF_ERROR_MEMORY;
+    for (int k = 0; k < 2; k++) {
+      normal *n = &t->n[i][k];
+      *n = (normal){.wide = wide, .d = d};
+      n->gram = kf_arena_alloc(&t->arena, (size_t)(wide * wide), sizeof(double), e);
+      n->cross = kf_arena_alloc(&t->arena, (size_t)(wide * d), sizeof(double), e);
+      if (!n->gram || !n->cross) return KF_ERROR_MEMORY;
+    }
   }
-  if (s != KF_OK) goto done;
+  return KF_OK;
+}
+
+/* Runs all windows through the source's layer, whose stream goes on, and through every trial, whose stream does not. */
+static kf_status gather_normals(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, trials *t,
+                                kf_error *e) {
+  int64_t d = f->config->hidden, wide = (int64_t)source->a->heads * source->a->d_v, m = f->all.window;
+  float *memory = kf_arena_alloc(&t->arena, (size_t)(m * (5 * d + 2 * wide) + wide * (wide + d)), sizeof *memory, e);
+  if (!memory) return KF_ERROR_MEMORY;
   target theirs[2] = {{memory, d}, {memory + m * d, wide}},
          ours[2] = {{memory + m * (d + wide), d}, {memory + m * (2 * d + wide), wide}};
   float *rows = memory + 2 * m * (d + wide), *own = rows + m * d, *keep = own + m * d, *gram = keep + m * d,
@@ -92,19 +114,35 @@ static kf_status refit_output(kf_fold *f, int index, const kf_fold_source *sourc
     one.windows = mine.windows = 1;
     one.x = f->all.x + w * m * d;
     mine.x = keep;
-    memcpy(keep, f->student.stream.x + w * m * d, (size_t)(m * d) * sizeof *keep);
-    KF_GO(kf_stream_forward(f->device, f->run, teacher, index, &one, &(kf_watch){.attended = keep_window, .user = theirs}, e));
-    KF_GO(kf_stream_forward(f->device, f->run, layer, index, &mine, &(kf_watch){.attended = keep_window, .user = ours}, e));
-    add_normal(&n[w >= f->fit.windows], m, source->o, theirs, ours, rows, own, gram, cross);
+    KF_TRY(kf_stream_forward(f->device, f->run, teacher, index, &one, &(kf_watch){.attended = keep_window, .user = theirs}, e));
+    for (int i = 0; i < t->count; i++) {
+      memcpy(keep, f->student.stream.x + w * m * d, (size_t)(m * d) * sizeof *keep);
+      KF_TRY(kf_stream_forward(f->device, f->run, &t->layer[i], index, &mine, &(kf_watch){.attended = keep_window, .user = ours},
+                               e));
+      add_normal(&t->n[i][w >= f->fit.windows], m, source->o, theirs, ours, rows, own, gram, cross);
+    }
   }
-  KF_GO(solve_refit(&n[0], &n[1], change, &arena, e));
+  return KF_OK;
+}
+
+/* W_o' = W_o + (Y - Phi W_o^T)^T Phi (Phi^T Phi + ridge)^-1: the student's attention makes up for the drift of its stream too.
+ * *best: the trial that leaves the smallest error on the held-out windows; its projection goes into `out`. */
+static kf_status refit_output(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, trials *t,
+                              kf_mapped *out, int *best, kf_error *e) {
+  int64_t d = f->config->hidden, wide = (int64_t)source->a->heads * source->a->d_v;
+  double left[TRIALS];
+  KF_TRY(make_room(t, wide, d, e));
+  KF_TRY(gather_normals(f, index, source, teacher, t, e));
+  *best = 0;
+  for (int i = 0; i < t->count; i++) {
+    KF_TRY(solve_refit(&t->n[i][0], &t->n[i][1], t->change[i], &left[i], &t->arena, e));
+    if (left[i] < left[*best]) *best = i;
+  }
   float *o = kf_mapped_add(out, "o_proj.weight", d, wide, e);
-  if (!o) KF_GO(KF_ERROR_MEMORY);
+  if (!o) return KF_ERROR_MEMORY;
   for (int64_t i = 0; i < d; i++)
-    for (int64_t j = 0; j < wide; j++) o[i * wide + j] = (float)(source->o[i * wide + j] + change[j * d + i]);
-done:
-  kf_arena_free(&arena);
-  return s;
+    for (int64_t j = 0; j < wide; j++) o[i * wide + j] = (float)(source->o[i * wide + j] + t->change[*best][j * d + i]);
+  return KF_OK;
 }
 
 static kf_status refit_queries(kf_fold *f, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out, kf_error *e) {
@@ -129,17 +167,38 @@ static kf_status load(kf_fold *f, int index, const kf_layer *teacher, const kf_m
   return kf_layer_mapped(f->device, teacher, &f->student.layer[index], m, out, e);
 }
 
+/* Output projection and, with refit=all, queries: those of the closed form or those refitted, whichever leaves less error. */
+static kf_status refit(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out,
+                       kf_error *e) {
+  kf_mapped_tensor *q = &out->tensor[0]; /* q_proj.weight: kf_fold_layer_map's first */
+  size_t bytes = (size_t)(q->shape[0] * q->shape[1]) * sizeof(float);
+  trials t = {0};
+  int best;
+  kf_status s;
+  float *plain = kf_arena_alloc(&t.arena, bytes, 1, e);
+  if (!plain) return KF_ERROR_MEMORY;
+  memcpy(plain, q->data, bytes);
+  KF_GO(load(f, index, teacher, out, &t.layer[t.count], e));
+  t.count++;
+  if (f->refit == KF_FOLD_REFIT_ALL) {
+    KF_GO(refit_queries(f, source, teacher, out, e));
+    KF_GO(load(f, index, teacher, out, &t.layer[t.count], e));
+    t.count++;
+  }
+  KF_GO(refit_output(f, index, source, teacher, &t, out, &best, e));
+  if (best == 0) memcpy(q->data, plain, bytes);
+  f->refitted += best;
+done:
+  for (int i = 0; i < t.count; i++) kf_layer_mapped_free(&t.layer[i], teacher, f->device);
+  kf_arena_free(&t.arena);
+  return s;
+}
+
 kf_status kf_fold_refit(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out,
                         kf_error *e) {
   kf_layer layer;
-  kf_status s = KF_OK;
-  if (f->refit == KF_FOLD_REFIT_ALL) KF_TRY(refit_queries(f, source, teacher, out, e));
-  if (f->refit == KF_FOLD_REFIT_NONE) KF_TRY(kf_stream_forward(f->device, f->run, teacher, index, &f->tune, NULL, e));
-  if (f->refit != KF_FOLD_REFIT_NONE) {
-    KF_TRY(load(f, index, teacher, out, &layer, e));
-    s = refit_output(f, index, source, teacher, &layer, out, e);
-    kf_layer_mapped_free(&layer, teacher, f->device);
-  }
+  kf_status s = f->refit == KF_FOLD_REFIT_NONE ? kf_stream_forward(f->device, f->run, teacher, index, &f->tune, NULL, e)
+                                               : refit(f, index, source, teacher, out, e);
   if (s == KF_OK) s = load(f, index, teacher, out, &layer, e);
   if (s == KF_OK) {
     s = kf_stream_forward(f->device, f->run, &layer, index, &f->student.stream, NULL, e);

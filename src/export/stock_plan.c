@@ -157,7 +157,8 @@ static kf_status settle_table(const char *path, const kf_rope *from, const kf_st
   if (!from) from = &none;
   /* theta^(-k / F) at k = 0, stride, 2 stride, ... is a table of any length by itself, with another theta; a scaled one has to
    * keep its theta, which the ramp of the scaling depends on */
-  bool whole = from->type != KF_ROPE_DEFAULT && from->type != KF_ROPE_LINEAR;
+  bool whole = (from->type != KF_ROPE_DEFAULT && from->type != KF_ROPE_LINEAR) ||
+               (t->pad && PADDED_PAIRS % (from->dim / 2 / s->stride) == 0);
   int slots = whole ? from->dim / 2 / s->stride : s->last / s->stride + 1, width = t->pad ? PADDED_PAIRS : slots;
   if (whole ? width % slots : width < slots)
     return kf_fail(e, KF_ERROR_INPUT,

@@ -167,7 +167,7 @@ static void test_table(void **state) {
     }
     write_config("table", config);
     export("table", "table-out", &directory);
-    assert_int_equal(config_int("table-out", "qk_rope_head_dim"), odd ? 32 : 16);
+    assert_int_equal(config_int("table-out", "qk_rope_head_dim"), odd ? 30 : 16); /* up to pair 14, or every second */
     double d = difference("table", "table-out");
     if (!(d < 1e-5)) fail_msg("odd %d: the exported model's logits differ by %g", odd, d);
   }
