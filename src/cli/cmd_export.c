@@ -65,7 +65,7 @@ const cli_command cli_export = {
         "Writes DIR, a model that kvfold converted, as a directory that loads as DeepseekV3ForCausalLM without custom "
         "code, or as a GGUF file of architecture deepseek2. DeepSeek's norm of the latents is neutralised by scaling, so "
         "that the outputs are the model's own. OUT must not exist. A model can be exported when all its layers share one "
-        "RoPE key (x-ecomla, and fold where no frequency is used twice) and it has no biases, q/k norms or sliding "
+        "RoPE key (fold, x-ecomla, transmla, care) and it has no biases, q/k norms or sliding "
         "windows; anything else is refused with the reason.",
     .keys = "path, format, dtype  strings\n"
             "tensors, bytes       of the weights\n"

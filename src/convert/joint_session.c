@@ -85,7 +85,7 @@ static int rank_of(const kf_plan *p, int layer, int rope_dim) {
 
 kf_status kf_joint_survey(kf_joint_session *j, kf_joint_visit visit, void *user, kf_error *e) {
   float *x = NULL;
-  kf_status s;
+  kf_status s = KF_OK;
   KF_TRY(kf_calibrator_begin(j->c, false, &x, e));
   for (int i = 0; i < j->p->source->layers; i++) {
     kf_projections p = {0};

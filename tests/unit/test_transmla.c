@@ -84,7 +84,7 @@ static void test_budget_and_variants(void **state) {
   static const char *const sets[][5] = {{"rope_dim", "32", "freqfold", "1", NULL}, {"rope_dim", "16", "freqfold", "2", NULL}};
   static const char *const variants[][7] = {{"rope_dim", "32", "freqfold", "1", "variant", "code", NULL},
                                             {"rope_dim", "32", "freqfold", "1", "statistics", "source", NULL}};
-  char dst[256], name[16];
+  char dst[256], name[24];
   double kl[4];
   kf_model_info info;
   kf_error e = {0};
