@@ -30,7 +30,7 @@ kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
     const kf_attention_config *a = &p->source->layer[i].attention;
     if (a->qk_norm)
       return kf_fail(e, KF_ERROR_INPUT, "layer %d has q/k norms, which fold cannot carry; mha2mla and x-ecomla can", i);
-    if (a->q_bias || a->k_bias || a->v_bias)
+    if (a->q_bias || a->k_bias || a->v_bias || a->o_bias)
       return kf_fail(e, KF_ERROR_INPUT, "layer %d has biases, which fold cannot carry; mha2mla and x-ecomla can", i);
   }
   if (kf_plan_budget(p, 0) < 3)

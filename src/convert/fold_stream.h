@@ -32,7 +32,7 @@ kf_status kf_stream_forward(kf_device *d, kf_run *run, const kf_layer *layer, in
                             kf_error *e);
 
 /* teacher's layer with its attention replaced by what was mapped; norms, MLP and (unless mapped) the output projection are the
- * teacher's own. Free with kf_layer_part_free. mapped's attention must outlive it (student->layer[index]). */
+ * teacher's own. Free with kf_layer_mapped_free. mapped's attention must outlive it (student->layer[index]). */
 kf_status kf_layer_mapped(kf_device *d, const kf_layer *teacher, const kf_layer_config *config, const kf_mapped *mapped,
                           kf_layer *out, kf_error *e);
 void kf_layer_mapped_free(kf_layer *l, const kf_layer *teacher, kf_device *d);

@@ -63,7 +63,7 @@ for attempt in 1 2 3 4 5; do
   rm -rf "$work/k" "$work/k.partial"
   "$kvfold" convert $books "$work/k" "$@" >/dev/null 2>&1 &
   job=$!
-  while [ ! -e "$work/k.partial" ] && [ ! -e "$work/k" ]; do :; done
+  while kill -0 $job 2>/dev/null && [ ! -e "$work/k.partial" ] && [ ! -e "$work/k" ]; do :; done
   kill -9 $job 2>/dev/null
   wait $job 2>/dev/null
   [ -e "$work/k" ] || { killed=1 && break; }

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""What conversions without training lose: a Markdown table of perplexity ratio and KL by method, cache size and text.
+
+    python3 bench/quality.py [--model MODEL] [--methods fold,transmla,...] [--caches 50%,25%] [--calibration FILE ... | --own]
+                             [--set METHOD.KEY=VALUE ...] [--tokens N] [--keep DIR]
+
+By default the protocol of docs/QUALITY.md on SmolLM2-135M-Instruct (./dev fetch): calibration on 40 windows of 512 tokens of English
+books, 32 to fit and 8 to choose by; judged on other books (8 windows) and on wikitext-2 (16 windows), in f32. --own: no calibration text
+is given. The texts come from KVFOLD_TEST_DATA (default ../shared/data).
+"""
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("KVFOLD_TEST_DATA", ROOT / "../shared/data")) / "text"
+SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvfold/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def texts(directory):
+    """Calibration: records k of books-train with k mod 40 = 7 (from 1); books: lines of books-valid with index mod 9 = 3 (from 0)."""
+    train = subprocess.run(f"zstdcat {DATA}/books-train.jsonl.zst | head -n 2000", shell=True, capture_output=True, text=True, check=True).stdout
+    pick = [json.loads(line)["text"] for k, line in enumerate(train.splitlines(), 1) if k % 40 == 7]
+    (directory / "cal.txt").write_text("\n".join(pick))
+    with open(DATA / "books-valid.jsonl") as f:
+        (directory / "books.txt").write_text("\n".join(json.loads(line)["text"] for i, line in enumerate(f) if i % 9 == 3))
+    return directory / "cal.txt", [("books", directory / "books.txt", 8), ("wikitext-2", DATA / "wikitext2_raw_test.raw", 16)]
+
+
+def kvfold(binary, *arguments):
+    done = subprocess.run([binary, *map(str, arguments), "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout)
+
+
+def row(o, method, cache, calibration, judged, directory):
+    dst = (o.keep or directory) / f"{method}-{cache.rstrip('%')}"
+    settings = [s[len(method) + 1 :] for s in o.set if s.startswith(method + ".")]
+    given = ["--calibration", *calibration, "--calibration-tokens", o.tokens] if calibration else ["--calibration-tokens", o.tokens]
+    if method in ("mha2mla", "x-ecomla"):
+        given = []
+    made = kvfold(o.kvfold, "convert", o.model, dst, "--method", method, "--cache", cache, "--dtype", "f32", "--compute", "f32",
+                  *given, *(["--set", *settings] if settings else []))
+    cells = []
+    for _, text, windows in judged:
+        e = kvfold(o.kvfold, "eval", dst, "--reference", o.model, "--text", text, "--window", o.window, "--max-windows", windows, "--bos", "no",
+                   "--compute", "f32")
+        cells.append(f"{math.exp(e['nll'] - e['reference_nll']):.3f} / {e['kl']:.3f}")
+    if not o.keep:
+        shutil.rmtree(dst)
+    part = made["cache_elements_per_token"] / made["source_cache_elements_per_token"]
+    return f"| {method} | {100 * part:.2f}% | {' '.join(settings)} | {' | '.join(cells)} | {made['seconds']:.0f} |"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", default=str(SMOLLM2))
+    p.add_argument("--methods", default="fold,transmla,care,kv-heads,mha2mla,x-ecomla")
+    p.add_argument("--caches", default="50%,31.25%,18.75%")
+    p.add_argument("--calibration", nargs="+")
+    p.add_argument("--own", action="store_true")
+    p.add_argument("--set", nargs="+", default=[], metavar="METHOD.KEY=VALUE")
+    p.add_argument("--tokens", type=int, default=20480)
+    p.add_argument("--window", type=int, default=512)
+    p.add_argument("--keep", type=Path)
+    p.add_argument("--kvfold", default=str(ROOT / "build/release/bin/kvfold"))
+    o = p.parse_args()
+    with tempfile.TemporaryDirectory() as d:
+        cal, judged = texts(Path(d))
+        calibration = [] if o.own else o.calibration or [cal]
+        print("| method | cache | settings | " + " | ".join(name for name, _, _ in judged) + " | seconds |")
+        print("| --- | --- | --- |" + " --- |" * (len(judged) + 1), flush=True)
+        for cache in o.caches.split(","):
+            for method in o.methods.split(","):
+                try:
+                    print(row(o, method, cache, calibration, judged, Path(d)), flush=True)
+                except RuntimeError as e:
+                    print(f"| {method} | {cache} | | {e} | | |", flush=True)
+
+
+sys.exit(main())
