@@ -40,25 +40,46 @@ static kf_status collect(kf_fold *f, const kf_fold_source *source, const kf_laye
   return s;
 }
 
-/* The candidate's layer, run over its stream of held-out windows. */
-static kf_status try_candidate(kf_fold *f, kf_candidate *c, int index, const kf_fold_source *source,
-                               const kf_attention_statistics *s, const kf_rope_problem *p, const kf_channels *longest,
-                               const kf_layer *teacher, kf_error *e) {
+/* What a layer is converted from. */
+typedef struct material {
+  int index;
+  kf_fold_source source;
+  kf_attention_statistics statistics;
+  kf_rope_problem problem;
+  kf_channels longest;
+} material;
+
+static kf_status map_candidate(const kf_fold *f, kf_candidate *c, const material *m, kf_error *e) {
   kf_channels channels;
+  KF_TRY(kf_fold_channels(f, &m->problem, m->index, c, f->stock ? NULL : &m->longest, &channels, e));
+  kf_status s =
+      kf_fold_layer_map(&m->source, &m->statistics, &m->problem, &channels, f->elements, &c->student.mapped[m->index], e);
+  kf_channels_free(&channels);
+  return s;
+}
+
+/* Every candidate's layer at once: the factorisations are too small for several threads each. */
+static kf_status map_candidates(kf_fold *f, const material *m, kf_error *e) {
+  kf_error why[KF_FOLD_CANDIDATES] = {0};
+#pragma omp parallel for schedule(dynamic) num_threads(f->threads)
+  for (int i = 0; i < f->candidates; i++) map_candidate(f, &f->candidate[i], m, &why[i]);
+  for (int i = 0; i < f->candidates; i++)
+    if (why[i].status != KF_OK) return kf_fail(e, why[i].status, "layer %d: %s", m->index, why[i].message);
+  return KF_OK;
+}
+
+/* Runs the candidate's layer over its stream of held-out windows. */
+static kf_status run_candidate(kf_fold *f, kf_candidate *c, int index, const kf_layer *teacher, kf_error *e) {
   kf_mapped *mapped = &c->student.mapped[index];
   kf_layer layer;
-  KF_TRY(kf_fold_channels(f, p, index, c, f->stock ? NULL : longest, &channels, e));
-  kf_status status = kf_fold_layer_map(source, s, p, &channels, f->elements, mapped, e);
-  kf_channels_free(&channels);
-  KF_TRY(status);
   c->student.layer[index].attention = mapped->attention;
-  status = kf_layer_mapped(f->device, teacher, &c->student.layer[index], mapped, &layer, e);
+  kf_status s = kf_layer_mapped(f->device, teacher, &c->student.layer[index], mapped, &layer, e);
   kf_mapped_drop(mapped);
-  KF_TRY(status);
+  KF_TRY(s);
   c->student.stream.config = &c->student.config;
-  status = kf_stream_forward(f->device, f->run, &layer, index, &c->student.stream, NULL, e);
+  s = kf_stream_forward(f->device, f->run, &layer, index, &c->student.stream, NULL, e);
   kf_layer_mapped_free(&layer, teacher, f->device);
-  return status;
+  return s;
 }
 
 /* One pursuit serves all candidates with fewer pairs, unless their slots differ. */
@@ -71,27 +92,24 @@ static kf_status longest_pursuit(const kf_fold *f, const kf_rope_problem *p, int
 
 static kf_status try_layer(kf_fold *f, int index, kf_error *e) {
   kf_layer teacher;
-  kf_fold_source source;
-  kf_attention_statistics statistics = {0};
-  kf_rope_problem problem = {0};
-  kf_channels longest = {0};
+  material m = {.index = index};
   kf_status s;
   KF_TRY(kf_layer_load(f->weights, index, f->device, &teacher, e));
-  KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &source, e));
-  KF_GO(collect(f, &source, &teacher, index, &statistics, e));
-  KF_GO(kf_fold_move_statistics(f, &statistics, true, e));
+  KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &m.source, e));
+  KF_GO(collect(f, &m.source, &teacher, index, &m.statistics, e));
+  KF_GO(kf_fold_move_statistics(f, &m.statistics, true, e));
   if (f->candidates > 1) {
     KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
-    KF_GO(kf_rope_problem_create(&statistics, source.zk, source.theta, &problem, e));
-    KF_GO(longest_pursuit(f, &problem, index, &longest, e));
-    for (int i = 0; i < f->candidates; i++)
-      KF_GO(try_candidate(f, &f->candidate[i], index, &source, &statistics, &problem, &longest, &teacher, e));
+    KF_GO(kf_rope_problem_create(&m.statistics, m.source.zk, m.source.theta, &m.problem, e));
+    KF_GO(longest_pursuit(f, &m.problem, index, &m.longest, e));
+    KF_GO(map_candidates(f, &m, e));
+    for (int i = 0; i < f->candidates; i++) KF_GO(run_candidate(f, &f->candidate[i], index, &teacher, e));
   }
 done:
-  kf_channels_free(&longest);
-  kf_rope_problem_free(&problem);
-  kf_attention_statistics_free(&statistics);
-  kf_fold_source_free(&source);
+  kf_channels_free(&m.longest);
+  kf_rope_problem_free(&m.problem);
+  kf_attention_statistics_free(&m.statistics);
+  kf_fold_source_free(&m.source);
   kf_layer_free(&teacher, f->device);
   return s;
 }

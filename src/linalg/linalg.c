@@ -1,6 +1,7 @@
 #include "linalg/linalg.h"
 
 #include <cblas.h>
+#include <omp.h>
 #include <lapacke.h>
 #include <limits.h>
 #include <math.h>
@@ -16,9 +17,14 @@ static kf_status check_finite(const double *a, int64_t count, const char *what, 
 /* Small problems lose more at the barriers between threads than they gain: they run on one. The choice depends on the
  * shape alone, so that results do not. Returns the number to go back to. */
 static int begin(double flops) {
+  if (omp_in_parallel()) return 0; /* it runs on the calling thread by itself, and the number is the whole process's */
   int before = openblas_get_num_threads();
   if (flops < 1e10) openblas_set_num_threads(1);
   return before;
+}
+
+static void end(int before) {
+  if (before) openblas_set_num_threads(before);
 }
 
 /* LAPACK counts in int; its work arrays take a few times m x n elements. */
@@ -53,7 +59,7 @@ kf_status kf_svd(const double *a, int64_t m, int64_t n, int64_t r, double *u, do
   int threads = begin(6.0 * (double)m * (double)n * (double)k);
   lapack_int info = LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'S', (lapack_int)n, (lapack_int)m, copy, (lapack_int)n, s, v, (lapack_int)n,
                                    full, (lapack_int)k);
-  openblas_set_num_threads(threads);
+  end(threads);
   if (info) {
     status =
         kf_fail(e, info == LAPACK_WORK_MEMORY_ERROR ? KF_ERROR_MEMORY : KF_ERROR_INPUT,
@@ -80,7 +86,7 @@ kf_status kf_eigh(double *a, int64_t n, double *w, kf_error *e) {
   KF_TRY(check_finite(a, n * n, "diagonalise", e));
   int threads = begin(9.0 * (double)n * (double)n * (double)n);
   lapack_int info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', (lapack_int)n, a, (lapack_int)n, w);
-  openblas_set_num_threads(threads);
+  end(threads);
   if (info)
     return kf_fail(e, info == LAPACK_WORK_MEMORY_ERROR ? KF_ERROR_MEMORY : KF_ERROR_INPUT,
                    "the eigenvalues of a %lld x %lld matrix were not found (dsyevd %d)", (long long)n, (long long)n, (int)info);
@@ -107,7 +113,7 @@ void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k
   cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m,
               (blasint)n, (blasint)k, alpha, a, (blasint)(transpose_a ? m : k), b, (blasint)(transpose_b ? k : n), beta, c,
               (blasint)n);
-  openblas_set_num_threads(threads);
+  end(threads);
 }
 
 void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g) {
@@ -115,7 +121,7 @@ void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g) {
   int threads = begin((double)m * (double)n * (double)size);
   cblas_dsyrk(CblasRowMajor, CblasLower, columns ? CblasTrans : CblasNoTrans, (blasint)size, (blasint)(columns ? m : n), 1.0, a,
               (blasint)n, 0.0, g, (blasint)size);
-  openblas_set_num_threads(threads);
+  end(threads);
   for (int64_t i = 0; i < size; i++)
     for (int64_t j = i + 1; j < size; j++) g[i * size + j] = g[j * size + i];
 }
