@@ -15,7 +15,8 @@ typedef struct arguments {
 
 static const cli_option options[] = {
     {"method", "NAME", CLI_TEXT, offsetof(arguments, method), 0, 0,
-     "fold (default), mha2mla, x-ecomla, transmla, care, kv-heads, or none (only writes the model anew: GGUF to a directory, another "
+     "fold (default), mha2mla, x-ecomla, transmla, care, kv-heads, or none (only writes the model anew: GGUF to a directory, "
+     "another "
      "dtype)"},
     {"cache", "N|P%", CLI_TEXT, offsetof(arguments, cache), 0, 0,
      "elements per token and layer, latent and all rope dimensions; P% of the source's, rounded down; default 50%"},
@@ -74,8 +75,8 @@ static int print(const arguments *a, const kf_convert_options *o, const kf_conve
     if (r->layers_resumed) printf(", %d of them from an earlier run", r->layers_resumed);
     printf("\n%-12s %.2f s\n", "time", r->seconds);
     if (r->held_out_tokens)
-      printf("%-12s perplexity x %.3f, KL %.4f nats a token, on %" PRId64 " tokens of calibration text that were held out\n", "lost",
-             r->held_out_perplexity_ratio, r->held_out_kl, r->held_out_tokens);
+      printf("%-12s perplexity x %.3f, KL %.4f nats a token, on %" PRId64 " tokens of calibration text that were held out\n",
+             "lost", r->held_out_perplexity_ratio, r->held_out_kl, r->held_out_tokens);
     if (x->tensors && strcmp(x->format, "gguf") == 0) printf("%-12s llama-server -m %s\n", "serve", dst);
     return CLI_OK;
   }

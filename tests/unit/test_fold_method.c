@@ -91,7 +91,7 @@ static void test_against_the_papers(void **state) {
   static const char *const methods[] = {"fold", "mha2mla", "x-ecomla"};
   double kl[3];
   for (int i = 0; i < 3; i++) {
-    if (convert(methods[i], (kf_convert_options){.method = methods[i], .cache = "50%", .calibration_tokens = 6144}, dst, &e) !=
+    if (convert(methods[i], (kf_convert_options){.method = methods[i], .cache = "50%", .calibration_tokens = 3584}, dst, &e) !=
         KF_OK)
       fail_msg("%s", e.message);
     kl[i] = divergence(dst);
@@ -108,7 +108,7 @@ static void test_refits_help(void **state) {
   double kl[3];
   for (int i = 0; i < 3; i++) {
     const kf_setting settings[] = {{"rope_pairs", "6"}, {"refit", refits[i]}};
-    kf_convert_options o = {.cache = "25%", .settings = settings, .setting_count = 2, .calibration_tokens = 6144};
+    kf_convert_options o = {.cache = "25%", .settings = settings, .setting_count = 2, .calibration_tokens = 3584};
     if (convert(refits[i], o, dst, &e) != KF_OK) fail_msg("%s", e.message);
     kl[i] = divergence(dst);
   }
