@@ -621,7 +621,7 @@ static void test_refusals(void **state) {
   refuse("source", "no", file, KF_ERROR_INPUT, "layer 0 has RoPE scaling of type 'dynamic'");
   scale_rope(json_pack("{s:s, s:f}", "rope_type", "linear", "factor", 2.0), 16);
   refuse("source", "no", directory, KF_ERROR_INPUT, "--format gguf expresses it");
-  scale_rope(json_null(), 24);
+  scale_rope(json_pack("{s:s, s:f, s:i}", "rope_type", "yarn", "factor", 2.0, "original_max_position_embeddings", 256), 24);
   refuse("source", "no", (kf_export_options){.pad = 512}, KF_ERROR_INPUT,
          "have 32 rotated pairs, and the model's frequencies make a table of 12");
   scale_rope(json_null(), 16);
