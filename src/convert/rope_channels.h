@@ -6,13 +6,8 @@
 #ifndef KF_CONVERT_ROPE_CHANNELS_H
 #define KF_CONVERT_ROPE_CHANNELS_H
 
-#include <complex.h>
-
 #include "convert/attention_statistics.h"
-
-#ifndef CMPLX /* glibc defines it for gcc alone */
-#define CMPLX(re, im) ((double)(re) + _Complex_I * (double)(im))
-#endif
+#include "linalg/linalg.h"
 
 typedef struct kf_rope_problem {
   int heads, kv_heads, pairs, hidden; /* H, G, F, d */

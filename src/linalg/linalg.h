@@ -8,6 +8,10 @@
 
 #include "base/memory.h"
 
+#ifndef CMPLX /* glibc defines it for gcc alone */
+#define CMPLX(re, im) ((double)(re) + _Complex_I * (double)(im))
+#endif
+
 /* A = U diag(s) V^T truncated to the r leading triplets, r <= min(m, n).
  * a: [m, n], kept. u: [m, r] or NULL; s: [min(m, n)] all singular values, descending; vt: [r, n] or NULL. */
 kf_status kf_svd(const double *a, int64_t m, int64_t n, int64_t r, double *u, double *s, double *vt, kf_error *e);
