@@ -200,6 +200,26 @@ kf_status kf_batch_generate(kf_batch *b, int sequence, const kf_tokenizer *t, co
                             const kf_generate_options *o, kf_generation *out, kf_error *e);
 void kf_generation_free(kf_generation *g);
 
+typedef struct kf_sample_options {
+  int64_t documents;
+  int length;        /* tokens of a document at most, BOS included: 512, the context at most */
+  float temperature; /* 1 */
+  float top_p;       /* 1: off */
+  int top_k;         /* 0: off */
+  uint64_t seed;
+  kf_hooks hooks;
+} kf_sample_options;
+
+typedef struct kf_sample_result {
+  int64_t documents, tokens; /* tokens: sampled, ends of text not counted */
+  double seconds;
+} kf_sample_result;
+
+/* Writes documents that the model samples, one JSON object with "text" a line: training data where there is none. FILE appears
+ * when it is complete. Zero stands for the default, which is given behind each option. out may be NULL. */
+kf_status kf_sample_documents(kf_model *m, const kf_tokenizer *t, const char *path, const kf_sample_options *o,
+                              kf_sample_result *out, kf_error *e);
+
 /* ------------------------------------------------------------------------------------------------ evaluation */
 
 typedef enum kf_bos { KF_BOS_AUTO, KF_BOS_YES, KF_BOS_NO } kf_bos;

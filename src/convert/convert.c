@@ -8,7 +8,6 @@
 
 #include "convert/companions.h"
 #include "convert/record.h"
-#include "convert/self_samples.h"
 #include "convert/write.h"
 #include "linalg/linalg.h"
 #include "text/tokenizer.h"

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/self_samples.h"
 #include "text/tokenizer.h"
 
 kf_status kf_corpus_read(const kf_tokenizer *t, const char *const *files, int count, int64_t tokens, kf_corpus *out,
@@ -27,6 +28,28 @@ kf_status kf_corpus_read(const kf_tokenizer *t, const char *const *files, int co
     kf_corpus_free(out);
     s = kf_fail(e, KF_ERROR_INPUT, "%s: the calibration text has less than two tokens", files[0]);
   }
+  return s;
+}
+
+static kf_status add_ids(void *user, const int32_t *ids, int64_t count, kf_error *e) {
+  return kf_buffer_add(user, ids, (size_t)count * sizeof *ids, e);
+}
+
+kf_status kf_corpus_sample(const char *path, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens, kf_corpus *out,
+                           kf_error *e) {
+  kf_model *m;
+  kf_buffer ids = {0};
+  *out = (kf_corpus){.bos = kf_tokenizer_adds_bos(t) ? kf_tokenizer_bos(t) : -1, .name = "the model's own text"};
+  KF_TRY(kf_model_open(path, &(kf_model_options){.compute = o->compute, .threads = o->threads}, &m, e));
+  int64_t window = m->config.context < KF_SAMPLE_WINDOW ? m->config.context : KF_SAMPLE_WINDOW, body = window - (out->bos >= 0);
+  kf_self_options self = {.length = body, .goes_on = true, .sampling.temperature = 1, .hooks = &o->hooks};
+  self.documents = body > 0 ? (tokens + body - 1) / body : 0;
+  kf_status s = kf_self_samples(m, t, &self, add_ids, &ids, e);
+  kf_model_close(m);
+  if (s == KF_OK)
+    out->ids = (kf_ids){(int32_t *)(void *)ids.data, ids.bytes / sizeof(int32_t)};
+  else
+    kf_buffer_free(&ids);
   return s;
 }
 

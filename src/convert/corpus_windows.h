@@ -12,6 +12,13 @@ typedef struct kf_corpus {
 
 /* The first `tokens` tokens of the files, joined by newlines. Errors: a file that cannot be read, less than two tokens. */
 kf_status kf_corpus_read(const kf_tokenizer *t, const char *const *files, int count, int64_t tokens, kf_corpus *out, kf_error *e);
+
+enum { KF_SAMPLE_WINDOW = 512 };
+/* Text that the model at a located path writes itself (model/self_samples.h): `tokens` tokens (whole windows, rounded up) in
+ * windows of KF_SAMPLE_WINDOW or its context. The whole model is in memory meanwhile. t: its tokenizer; o: compute, threads,
+ * hooks. */
+kf_status kf_corpus_sample(const char *path, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens, kf_corpus *out,
+                           kf_error *e);
 void kf_corpus_free(kf_corpus *c);
 
 /* Consecutive whole windows of `window` tokens, BOS included: ids [windows, window], freed with free(). Errors: too little text

@@ -1,83 +1,14 @@
-/* Sampling and generation. */
-#include <math.h>
+/* Generation. */
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "base/random.h"
-#include "model/model.h"
-
-typedef struct candidate {
-  float logit;
-  int32_t id;
-} candidate;
-
-static int descending(const void *a, const void *b) {
-  const candidate *x = a, *y = b;
-  return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : (x->id > y->id) - (x->id < y->id);
-}
-
-static int32_t argmax(const float *logits, int n) {
-  int32_t best = 0;
-  for (int32_t i = 1; i < n; i++)
-    if (logits[i] > logits[best]) best = i;
-  return best;
-}
-
-/* Moves the k largest to the front, in any order (quickselect). */
-static void select_largest(candidate *list, int n, int k) {
-  for (int low = 0, high = n - 1; low < high;) {
-    candidate pivot = list[low + (high - low) / 2];
-    int i = low, j = high;
-    while (i <= j) {
-      while (descending(&list[i], &pivot) < 0) i++;
-      while (descending(&list[j], &pivot) > 0) j--;
-      if (i > j) break;
-      candidate swap = list[i];
-      list[i++] = list[j];
-      list[j--] = swap;
-    }
-    if (k - 1 <= j)
-      high = j;
-    else if (k - 1 >= i)
-      low = i;
-    else
-      break;
-  }
-}
-
-/* Temperature, then top-k, then top-p, as Hugging Face orders them. list: [n] work space. */
-static int32_t sample(const float *logits, int n, const kf_generate_options *o, kf_random *random, candidate *list) {
-  if (o->greedy || o->temperature <= 0) return argmax(logits, n);
-  int kept = o->top_k > 0 && o->top_k < n ? o->top_k : n;
-  float largest = logits[argmax(logits, n)] / o->temperature;
-  for (int i = 0; i < n; i++) list[i] = (candidate){logits[i] / o->temperature, i};
-  if (kept < n) select_largest(list, n, kept);
-  double sum = 0, below = 0;
-  for (int i = 0; i < kept; i++) sum += exp((double)list[i].logit - largest);
-  if (o->top_p > 0 && o->top_p < 1) {
-    qsort(list, (size_t)kept, sizeof *list, descending);
-    int i = 0;
-    for (; i < kept && below < o->top_p * sum; i++) below += exp((double)list[i].logit - largest);
-    kept = i;
-    sum = below;
-  }
-  double r = kf_random_uniform(random) * sum, passed = 0;
-  for (int i = 0; i < kept; i++)
-    if ((passed += exp((double)list[i].logit - largest)) > r) return list[i].id;
-  return list[kept - 1].id;
-}
+#include "model/sampling.h"
 
 static double seconds(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static bool ends(const kf_config *c, const kf_tokenizer *t, int32_t id) {
-  for (int i = 0; i < c->eos_count; i++)
-    if (c->eos[i] == id) return true;
-  return t && kf_tokenizer_eos(t) == id;
 }
 
 typedef struct output {
@@ -99,7 +30,7 @@ typedef struct generator {
   const kf_tokenizer *tokenizer;
   kf_decoder *decoder;
   float *logits;
-  candidate *list;
+  kf_candidate *list;
   kf_random random;
   output out;
 } generator;
@@ -112,8 +43,8 @@ static kf_status decode_loop(generator *g, const kf_generate_options *o, size_t 
   double started = seconds();
   size_t steps = 0;
   while (out->ids.count < limit) {
-    int32_t id = sample(g->logits, g->config->vocabulary, o, &g->random, g->list);
-    if (ends(g->config, g->tokenizer, id)) break;
+    int32_t id = kf_sample_token(g->logits, g->config->vocabulary, o, kf_random_uniform(&g->random), g->list);
+    if (kf_token_ends(g->config, g->tokenizer, id)) break;
     out->ids.data[out->ids.count++] = id;
     kf_text piece = {0};
     KF_TRY(kf_decoder_push(g->decoder, id, &piece, e));

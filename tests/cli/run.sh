@@ -76,6 +76,30 @@ for key in text prefill_tokens_per_second decode_tokens_per_second cache_bytes; 
   [ -n "$(value $key)" ] || fail "generate has no $key"
 done
 printf 'It was a dark night' >"$work/prompt"
+own="$kvfold generate $books --dataset 35 --length 16 --threads 1 --compute f32"
+# shellcheck disable=SC2086
+answers $own --out "$work/own.jsonl" --json
+is documents 35
+[ "$(grep -c '^{"text": ".*"}$' "$work/own.jsonl")" -eq 35 ] || fail "no 35 documents: $(head -c 200 "$work/own.jsonl")"
+# shellcheck disable=SC2086
+expect 0 $own --out "$work/again.jsonl" --seed 0
+cmp -s "$work/own.jsonl" "$work/again.jsonl" || fail "the same seed gives other documents"
+# shellcheck disable=SC2086
+expect 0 $own --out "$work/again.jsonl" --seed 1
+! cmp -s "$work/own.jsonl" "$work/again.jsonl" || fail "another seed gives the same documents"
+answers "$kvfold" finetune $books --data "$work/own.jsonl" --out "$work/tuned" --steps 1 --length 16 --batch 1 --threads 1 \
+  --data-cache "$work/cache" --json
+for wrong in "--out $work/own.txt" "" "--out $work/no.jsonl --prompt a" "--out $work/no.jsonl --greedy" \
+  "--out $work/no.jsonl --temperature 0"; do
+  # shellcheck disable=SC2086
+  expect 2 $own $wrong
+done
+expect 2 "$kvfold" generate $books --prompt a --out "$work/no.jsonl"
+says dataset
+expect 1 "$kvfold" generate $books --dataset 1 --length 1000 --out "$work/no.jsonl"
+says context
+expect 1 "$kvfold" generate $books --dataset 1 --out "$work/no/such/no.jsonl"
+[ ! -e "$work/no.jsonl" ] && [ ! -e "$work/no.jsonl.tmp" ] || fail "a refused dataset left something behind"
 answers "$kvfold" generate $books --prompt-file "$work/prompt" --greedy --max-new-tokens 12 --json
 [ "$(value ids)" = "$first" ] || fail "--prompt-file gives another text than --prompt"
 answers "$kvfold" generate $books --prompt "It was" --seed 3 --max-new-tokens 12 --json
