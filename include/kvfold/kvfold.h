@@ -439,6 +439,11 @@ kf_status kf_sweep(const char *src, const char *text, const kf_sweep_options *o,
  * none the page has the tables alone, and says so. */
 kf_status kf_report_write(const char *path, const char *json, size_t bytes, const kf_hooks *hooks, kf_error *e);
 
+/* Draws loss, learning rate and gradient norm of training runs (what kf_train wrote, or its OUT while it runs), and held-out
+ * perplexities where held-out.jsonl has some, over tokens or steps. PATH ends in .svg or .png. Errors: no gnuplot, a log that is
+ * empty or broken. */
+kf_status kf_plot_runs(const char *const *runs, int count, const char *path, bool by_steps, kf_error *e);
+
 /* Writes one f32 tensor [rows, columns] as a safetensors file (used by `kvfold logits`). */
 kf_status kf_write_tensor(const char *path, const char *name, const float *data, int64_t rows, int64_t columns, kf_error *e);
 

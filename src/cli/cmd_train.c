@@ -131,6 +131,21 @@ static kf_status measure(const arguments *a, const char *model, const kf_hooks *
   return s;
 }
 
+/* For kvfold plot: perplexities by the tokens that came before. */
+static int keep_scores(const arguments *a, const kf_train_result *r, const score *before, const score *after) {
+  char path[4096];
+  if (!before->known) return CLI_OK;
+  FILE *f = snprintf(path, sizeof path, "%s/held-out.jsonl", a->out) < (int)sizeof path ? fopen(path, "w") : NULL;
+  if (f)
+    fprintf(f,
+            "{\"step\": 0, \"tokens\": 0, \"perplexity\": %.9g}\n{\"step\": %" PRId64 ", \"tokens\": %" PRId64
+            ", \"perplexity\": %.9g}\n",
+            before->perplexity, r->steps, r->tokens, after->perplexity);
+  bool bad = !f || ferror(f);
+  if ((f && fclose(f)) || bad) return cli_say(CLI_FAILED, "%s cannot be written", path);
+  return CLI_OK;
+}
+
 /* ------------------------------------------------------------------------------------------------ the run */
 
 static bool parse_weights(const arguments *a, double *out) {
@@ -277,7 +292,9 @@ static int train(const arguments *a, const char *objective, const double *weight
   if (s == KF_OK) s = kf_train(a->common.operand[0], a->out, &o, &r, &e);
   if (s == KF_OK) s = measure(a, a->out, &o.hooks, &after, &e);
   cli_report_end(&l.reporter, s == KF_OK);
-  return s == KF_OK ? print(a, &r, &before, &after, &teacher) : cli_fail(&e);
+  if (s != KF_OK) return cli_fail(&e);
+  int code = keep_scores(a, &r, &before, &after);
+  return code == CLI_OK ? print(a, &r, &before, &after, &teacher) : code;
 }
 
 /* The objectives that a command has; the first is its default. */

@@ -7,7 +7,7 @@
 
 static const cli_command *const commands[] = {&cli_info,    &cli_tokenize, &cli_logits,  &cli_eval,  &cli_generate, &cli_chat,
                                               &cli_convert, &cli_export,   &cli_compare, &cli_sweep, &cli_finetune, &cli_distill,
-                                              &cli_align,   &cli_dpo,      &cli_init,    NULL};
+                                              &cli_align,   &cli_dpo,      &cli_plot,    &cli_init,  NULL};
 
 static const cli_command *find_command(const char *name) {
   for (const cli_command *const *c = commands; *c; c++)

@@ -76,7 +76,7 @@ typedef struct cli_command {
 } cli_command;
 
 extern const cli_command cli_info, cli_tokenize, cli_logits, cli_eval, cli_generate, cli_chat, cli_convert, cli_export,
-    cli_compare, cli_sweep, cli_finetune, cli_distill, cli_align, cli_dpo, cli_init;
+    cli_compare, cli_sweep, cli_finetune, cli_distill, cli_align, cli_dpo, cli_plot, cli_init;
 
 /* Fills the argument struct, which holds the defaults. False: wrong usage, told on stderr. Lists are freed by cli_free_lists. */
 bool cli_parse(const cli_command *c, int argc, char **argv, void *arguments);

@@ -3,17 +3,13 @@
 #include <math.h>
 #include <string.h>
 
+#include "report/plot.h"
+
 /* Of a drawing; as wide as a phone shows at its own size. */
 enum { WIDTH = 380, HEIGHT = 250, KEY_ROW = 17, SPECTRUM_POINTS = 96 };
 
-/* Okabe and Ito's colours, which the colour-blind tell apart and which differ in grey; black is the source's. */
-static const char *const colours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"};
 static const int points[] = {7, 5, 9, 13, 6, 4, 8, 12}, dashes[] = {1, 2, 4, 3, 5};
-enum {
-  COLOURS = sizeof colours / sizeof *colours,
-  POINTS = sizeof points / sizeof *points,
-  DASHES = sizeof dashes / sizeof *dashes
-};
+enum { POINTS = sizeof points / sizeof *points, DASHES = sizeof dashes / sizeof *dashes };
 
 /* A chart as it grows: its data, and the clauses of its plot command. The first failure stays in `status`. */
 typedef struct draft {
@@ -45,16 +41,11 @@ static void add_point(draft *d, double x, double y) {
   keep(d, kf_buffer_printf(&d->open, d->e, "%.7g %.7g\n", x, y));
 }
 
-/* A name in single quotes: nothing in it has a meaning for gnuplot. */
 static void add_title(draft *d, const char *name) {
   d->named++;
   if (strlen(name) > d->longest) d->longest = strlen(name);
-  keep(d, kf_buffer_printf(&d->plot, d->e, " title '"));
-  for (const char *p = name; *p; p++) {
-    bool plain = (unsigned char)*p >= ' ' && *p != 127 && !strchr("'\"`\\$@{}", *p);
-    keep(d, kf_buffer_add(&d->plot, plain ? p : "_", 1, d->e));
-  }
-  keep(d, kf_buffer_printf(&d->plot, d->e, "'"));
+  keep(d, kf_buffer_printf(&d->plot, d->e, " title "));
+  keep(d, kf_plot_quote(&d->plot, name, d->e));
 }
 
 /* Closes the open series; one without points is left out. name NULL: not in the key. */
@@ -135,7 +126,7 @@ static void style_of(const json_t *models, size_t index, const char *with, char 
     methods++;
   }
   if (methods == 1) colour = index;
-  snprintf(style, 96, "with %s lc rgb '%s' dt %d pt %d ps 0.6 lw 2", with, colours[colour % COLOURS], dashes[variant % DASHES],
+  snprintf(style, 96, "with %s lc rgb '%s' dt %d pt %d ps 0.6 lw 2", with, kf_plot_colour(colour), dashes[variant % DASHES],
            points[variant % POINTS]);
 }
 
@@ -157,7 +148,7 @@ kf_status kf_chart_tradeoff(const json_t *comparison, const char *key, const cha
     size_t methods = 0;
     for (k = 0; k < i; k++) methods += first_of_method(models, k);
     snprintf(style, sizeof style, "using 1:2 smooth unique with linespoints lc rgb '%s' pt %d ps 0.8 lw 2",
-             colours[methods % COLOURS], points[methods % POINTS]);
+             kf_plot_colour(methods), points[methods % POINTS]);
     end_series(&d, *text(m, "method") ? text(m, "method") : text(m, "name"), style);
   }
   if (strcmp(key, "perplexity_ratio") == 0 && d.series) {

@@ -43,9 +43,8 @@ static kf_status cut(const kf_buffer *drawing, kf_buffer *svg, kf_error *e) {
   return kf_buffer_add(svg, from, (size_t)(to - from), e);
 }
 
-kf_status kf_plot(const kf_buffer *script, kf_buffer *svg, kf_error *e) {
+kf_status kf_plot_draw(const kf_buffer *script, kf_buffer *drawing, kf_error *e) {
   FILE *in = tmpfile(), *out = tmpfile();
-  kf_buffer drawing = {0};
   kf_status s = in && out ? KF_OK : kf_fail_errno(e, "no temporary file for gnuplot");
   if (s == KF_OK && (fwrite(script->data, 1, script->bytes, in) != script->bytes || fflush(in) != 0))
     s = kf_fail_errno(e, "cannot write gnuplot's script");
@@ -53,10 +52,31 @@ kf_status kf_plot(const kf_buffer *script, kf_buffer *svg, kf_error *e) {
     rewind(in);
     s = run(in, out, e);
   }
-  if (s == KF_OK) s = read_all(out, &drawing, e);
-  if (s == KF_OK) s = cut(&drawing, svg, e);
-  kf_buffer_free(&drawing);
+  if (s == KF_OK) s = read_all(out, drawing, e);
   if (in) fclose(in);
   if (out) fclose(out);
   return s;
+}
+
+kf_status kf_plot(const kf_buffer *script, kf_buffer *svg, kf_error *e) {
+  kf_buffer drawing = {0};
+  kf_status s = kf_plot_draw(script, &drawing, e);
+  if (s == KF_OK) s = cut(&drawing, svg, e);
+  kf_buffer_free(&drawing);
+  return s;
+}
+
+/* Okabe and Ito's colours, which the colour-blind tell apart and which differ in grey. */
+const char *kf_plot_colour(size_t series) {
+  static const char *const colours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"};
+  return colours[series % (sizeof colours / sizeof *colours)];
+}
+
+kf_status kf_plot_quote(kf_buffer *script, const char *name, kf_error *e) {
+  KF_TRY(kf_buffer_add(script, "'", 1, e));
+  for (const char *p = name; *p; p++) {
+    bool plain = (unsigned char)*p >= ' ' && *p != 127 && !strchr("'\"`\\$@{}", *p);
+    KF_TRY(kf_buffer_add(script, plain ? p : "_", 1, e));
+  }
+  return kf_buffer_add(script, "'", 1, e);
 }

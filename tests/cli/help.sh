@@ -4,10 +4,10 @@
 expect 0 "$kvfold" --version
 grep -q '^kvfold [0-9]*\.[0-9]*\.[0-9]*$' "$work/out" || fail "version: $(cat "$work/out")"
 expect 0 "$kvfold" --help
-for command in info tokenize logits eval generate chat convert export compare sweep finetune distill align dpo init; do
+for command in info tokenize logits eval generate chat convert export compare sweep finetune distill align dpo plot init; do
   grep -q "^  $command " "$work/out" || fail "--help does not list $command"
 done
-for command in info tokenize logits eval generate chat convert export compare sweep finetune distill align dpo init; do
+for command in info tokenize logits eval generate chat convert export compare sweep finetune distill align dpo plot init; do
   expect 0 "$kvfold" $command --help
   for part in NAME SYNOPSIS DESCRIPTION OPTIONS KEYS EXAMPLES 'EXIT STATUS'; do
     grep -q "^$part" "$work/out" || fail "$command --help has no $part"
