@@ -304,6 +304,8 @@ typedef struct kf_train_options {
   const char *objective; /* kf_objective_name(): "ce" */
   const char *teacher; /* MODEL with the same vocabulary that a distillation follows; of dpo and ipo the reference, by default the
                             student as it starts */
+  const char *teacher_cache; /* directory that keeps the teacher's predictions, which then need not be made again (forward-kl) */
+  int teacher_top;           /* tokens kept of each prediction, the others as one: 64 */
   const char *const *data;
   int data_count;
   const double *weights;  /* [data_count] shares of the files in a step; NULL: by their tokens */

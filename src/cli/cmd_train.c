@@ -9,10 +9,10 @@
 
 typedef struct arguments {
   cli_common common;
-  const char *out, *teacher, *data_cache, *schedule, *dtype, *eval, *recipe;
+  const char *out, *teacher, *teacher_cache, *data_cache, *schedule, *dtype, *eval, *recipe;
   cli_list data, weights, train, freeze;
   int64_t steps, tokens, save_every;
-  int length, batch, micro, divergence, loss, learn, eval_windows;
+  int length, batch, micro, teacher_top, divergence, loss, learn, eval_windows;
   double rate, warmup, decay, beta1, beta2, eps, weight_decay, clip, ce_weight, kl_weight, temperature, beta, smoothing;
   bool skip_bad, isolated, by_sequence, resume;
   uint64_t seed;
@@ -68,6 +68,11 @@ typedef struct arguments {
 static const cli_option finetune_options[] = {DATA_OPTION(TEXT_HELP), LEARN_OPTION, SUM_OPTION, SHARED_OPTIONS};
 static const cli_option distill_options[] = {
     {"teacher", "MODEL", CLI_TEXT, offsetof(arguments, teacher), 0, 0, "required: a model with the same vocabulary"},
+    {"teacher-cache", "DIR", CLI_TEXT, offsetof(arguments, teacher_cache), 0, 0,
+     "keep the teacher's predictions in DIR, and take them from there: what it has predicted once, for any student, order or number "
+     "of epochs, the teacher does not run for again; forward-kl only"},
+    {"teacher-top", "K", CLI_INT, offsetof(arguments, teacher_top), 1, 1 << 24,
+     "with --teacher-cache: tokens kept of each prediction, all others count as one; default 64; 8 (K + 1) bytes a token of text"},
     DATA_OPTION(TEXT_HELP),
     {"divergence", "forward-kl|reverse-kl|js", CLI_CHOICE, offsetof(arguments, divergence), 0, 0,
      "KL(teacher || student) (default), KL(student || teacher), or Jensen-Shannon"},
@@ -166,6 +171,8 @@ static bool parse_weights(const arguments *a, double *out) {
 static kf_train_options options_of(const arguments *a, const char *objective, const double *weights) {
   return (kf_train_options){.objective = objective,
                             .teacher = a->teacher,
+                            .teacher_cache = a->teacher_cache,
+                            .teacher_top = a->teacher_top,
                             .data = a->data.item,
                             .data_count = a->data.count,
                             .weights = a->weights.count ? weights : NULL,
@@ -282,6 +289,7 @@ static int train(const arguments *a, const char *objective, const double *weight
   score before = {0}, after = {0}, teacher = {0};
   kf_train_options o = options_of(a, objective, weights);
   take_recipe(&o, recipe);
+  if (a->teacher_top && !a->teacher_cache) return cli_say(CLI_USAGE, "--teacher-top goes with --teacher-cache DIR");
   if (!o.data_count) return cli_say(CLI_USAGE, "no data is given to train on");
   if (!o.steps == !o.tokens) return cli_say(CLI_USAGE, "either --tokens N or --steps N is needed");
   o.hooks = cli_hooks(&l.reporter);
@@ -398,7 +406,9 @@ const cli_command cli_distill = {
     .keys = KEYS,
     .examples = "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 1000000\n"
                 "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 100000 "
-                "--eval examples/books-7m/held-out.txt",
+                "--eval examples/books-7m/held-out.txt\n"
+                "kvfold distill books-mla --teacher examples/books-7m --data own.jsonl --out healed --tokens 1000000 --isolate "
+                "--teacher-cache predictions",
 };
 
 const cli_command cli_align = {

@@ -40,7 +40,7 @@ kf_status kf_network_loss(kf_network *n, const kf_softmax_loss *l, float *hidden
     }
     d->rmsnorm(d, h, x, n->norm.w, m, width, n->config->eps);
     d->matrix(d, logits, h, &n->head.matrix, m, false);
-    if (teacher) KF_TRY(teacher(user, at, m, reference, e));
+    if (teacher) KF_TRY(teacher(user, at, m, logits, reference, e));
     d->softmax_loss(d, l, logits, reference, target + at, weight + at, m, v, nll + at, divergence + at);
     d->matrix_backward(d, dh, n->head.dw, NULL, logits, h, &n->head.matrix, m, false);
     d->rmsnorm_backward(d, x, n->norm.dw, dh, x, n->norm.w, m, width, n->config->eps, false);

@@ -53,8 +53,8 @@ kf_status kf_network_layer_backward(kf_network *n, int layer, const kf_tokens *t
 
 /* Final norm, head and loss of rows of hidden states, a chunk of rows at a time so that logits of the whole batch never exist.
  * hidden [rows, hidden] becomes its gradient; weight, target and the two results are [rows]. teacher: writes the teacher's
- * logits of rows first .. first + m to [m, vocabulary]; NULL when the loss has none. */
-typedef kf_status (*kf_teacher_logits)(void *user, int64_t first, int64_t m, float *logits, kf_error *e);
+ * logits of rows first .. first + m to [m, vocabulary], those of the student given; NULL when the loss has none. */
+typedef kf_status (*kf_teacher_logits)(void *user, int64_t first, int64_t m, const float *student, float *logits, kf_error *e);
 kf_status kf_network_loss(kf_network *n, const kf_softmax_loss *l, float *hidden, int64_t rows, const int32_t *target,
                           const float *weight, kf_teacher_logits teacher, void *user, double *nll, double *divergence,
                           kf_error *e);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "train/cached_teacher.h"
+
 /* ---------------------------------------------------------------------------------------------- the frozen model */
 
 void kf_frozen_free(kf_frozen *f) {
@@ -46,13 +48,14 @@ static kf_status frozen_begin(kf_frozen *f, const kf_window *w, kf_error *e) {
   return kf_embed(&m->weights, m->embedding, w->ids, w->count, f->x, e);
 }
 
-static kf_status frozen_forward(kf_frozen *f, const kf_window *w, kf_error *e) {
+kf_status kf_frozen_forward(kf_frozen *f, const kf_window *w, kf_error *e) {
   KF_TRY(frozen_begin(f, w, e));
   return kf_model_forward(f->model, f->x, f->span, w->sequences, e);
 }
 
-static kf_status frozen_logits(void *user, int64_t first, int64_t m, float *logits, kf_error *e) {
+static kf_status frozen_logits(void *user, int64_t first, int64_t m, const float *student, float *logits, kf_error *e) {
   kf_frozen *f = user;
+  (void)student;
   return kf_model_logits(f->model, f->x + first * f->model->config.hidden, m, logits, e);
 }
 
@@ -83,12 +86,16 @@ static kf_status run_rows(kf_objective_run *r, const kf_window *w, kf_totals *to
                           .temperature = s->temperature,
                           .divergence = r->objective->divergence};
   kf_tokens t = tokens_of(w);
+  kf_teacher_logits teacher = r->cached ? kf_cached_teacher_logits : distils ? frozen_logits : NULL;
   float *hidden;
   KF_TRY(rows(r, w->count, e));
-  if (distils) KF_TRY(frozen_forward(&r->frozen, w, e));
+  if (r->cached)
+    KF_TRY(kf_cached_teacher_prepare(r->cached, w, e));
+  else if (distils)
+    KF_TRY(kf_frozen_forward(&r->frozen, w, e));
   KF_TRY(kf_network_forward(r->network, &t, &hidden, e));
-  KF_TRY(kf_network_loss(r->network, &loss, hidden, w->count, w->target, w->weight, distils ? frozen_logits : NULL, &r->frozen,
-                         r->nll, r->divergence, e));
+  KF_TRY(kf_network_loss(r->network, &loss, hidden, w->count, w->target, w->weight, teacher,
+                         r->cached ? (void *)r->cached : &r->frozen, r->nll, r->divergence, e));
   KF_TRY(kf_network_backward(r->network, &t, hidden, e));
   double nll = 0, divergence = 0, square = (double)s->temperature * (double)s->temperature;
   for (int64_t i = 0; i < w->count; i++) {
@@ -111,10 +118,10 @@ static kf_status reference_nll(kf_objective_run *r, const kf_window *w, double *
   float *logits;
   int32_t best[CHUNK];
   KF_NEW(logits, (int64_t)CHUNK * m->config.vocabulary, e);
-  kf_status s = frozen_forward(&r->frozen, w, e);
+  kf_status s = kf_frozen_forward(&r->frozen, w, e);
   for (int64_t at = 0; at < w->count && s == KF_OK; at += CHUNK) {
     int64_t n = w->count - at < CHUNK ? w->count - at : CHUNK;
-    s = frozen_logits(&r->frozen, at, n, logits, e);
+    s = frozen_logits(&r->frozen, at, n, NULL, logits, e);
     if (s != KF_OK) break;
     m->device->cross_entropy(m->device, logits, w->target + at, n, m->config.vocabulary, nll + at, best);
     s = kf_device_check(m->device, e);
@@ -229,6 +236,7 @@ static kf_status run_layers(kf_objective_run *r, const kf_window *w, kf_totals *
 
 void kf_objective_run_free(kf_objective_run *r) {
   kf_frozen_free(&r->frozen);
+  kf_cached_teacher_free(r->cached);
   free(r->nll), free(r->divergence), free(r->other), free(r->weight), free(r->first), free(r->second);
   *r = (kf_objective_run){0};
 }
@@ -240,6 +248,7 @@ static const kf_objective table[] = {
      .teacher = true,
      .rate = 1e-4,
      .divergence = KF_FORWARD_KL,
+     .cached = true,
      .run = run_rows},
     {.name = "reverse-kl",
      .help = "KL(student || teacher) of the next token",

@@ -29,6 +29,10 @@ typedef struct kf_frozen {
 } kf_frozen;
 
 void kf_frozen_free(kf_frozen *f); /* closes the model */
+/* Hidden states of all sequences, in f->x. */
+kf_status kf_frozen_forward(kf_frozen *f, const kf_window *w, kf_error *e);
+
+typedef struct kf_cached_teacher kf_cached_teacher;
 
 typedef struct kf_objective kf_objective;
 typedef struct kf_objective_run {
@@ -37,6 +41,7 @@ typedef struct kf_objective_run {
   kf_network *network;
   kf_device *device;
   kf_frozen frozen;                 /* teacher or reference; model NULL: none */
+  kf_cached_teacher *cached;        /* in place of a teacher; NULL: none */
   double *nll, *divergence, *other; /* [rows] of a micro-batch */
   float *weight;                    /* [rows] */
   float *first, *second;            /* hidden states of one micro-batch, when layers are aligned */
@@ -50,6 +55,7 @@ struct kf_objective {
   bool pairs;
   double rate; /* default learning rate */
   kf_divergence divergence;
+  bool cached;   /* the teacher may be kept as predictions */
   bool identity; /* preferences: IPO's squared loss */
   /* Loss and gradients of one micro-batch, added to the parameters' and to *totals. */
   kf_status (*run)(kf_objective_run *r, const kf_window *w, kf_totals *totals, kf_error *e);

@@ -5,7 +5,7 @@
 
 #include "train/training.h"
 
-enum { DEFAULT_LENGTH = 1024, DEFAULT_BATCH = 8, MICRO_TOKENS = 4096, DEFAULT_SAVE = 100 };
+enum { DEFAULT_LENGTH = 1024, DEFAULT_BATCH = 8, MICRO_TOKENS = 4096, DEFAULT_SAVE = 100, DEFAULT_TOP = 64 };
 
 static double either(double given, double otherwise) {
   return given != 0 ? given : otherwise;
@@ -61,6 +61,11 @@ kf_status kf_training_settings(kf_training *t, kf_error *e) {
   if (objective->teacher && !s->teacher) return kf_fail(e, KF_ERROR_USAGE, "objective %s needs a teacher", objective->name);
   if (!objective->teacher && !objective->reference && s->teacher)
     return kf_fail(e, KF_ERROR_USAGE, "objective %s takes no teacher", objective->name);
+  if (s->teacher_cache && !objective->cached)
+    return kf_fail(e, KF_ERROR_USAGE,
+                   "a teacher cache serves forward-kl alone: objective %s needs the teacher's whole prediction", objective->name);
+  if (!s->teacher_cache) s->teacher_top = 0;
+  if (s->teacher_cache && !s->teacher_top) s->teacher_top = DEFAULT_TOP;
   if (s->data_count < 1) return kf_fail(e, KF_ERROR_USAGE, "no data is given to train on");
   if (!s->length) s->length = (int)(t->config.context < DEFAULT_LENGTH ? t->config.context : DEFAULT_LENGTH);
   if (!s->batch) s->batch = DEFAULT_BATCH;
@@ -122,6 +127,7 @@ kf_status kf_training_fingerprint(kf_training *t, kf_error *e) {
              {"student", json_string(t->student)},
              {"objective", json_string(s->objective)},
              {"teacher", s->teacher ? json_string(s->teacher) : json_null()},
+             {"teacher_top", json_integer(s->teacher_top)},
              {"data", files(s->data, s->data_count)},
              {"weights", weights},
              {"skip_bad", json_boolean(s->skip_bad)},

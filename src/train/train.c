@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "convert/companions.h"
+#include "train/cached_teacher.h"
 #include "train/training.h"
 
 static double now(void) {
@@ -31,6 +32,15 @@ static kf_status open_frozen(kf_training *t, kf_error *e) {
   const char *name = t->set.teacher ? t->set.teacher : objective->reference ? t->student : NULL;
   if (!name) return KF_OK;
   kf_model_options o = {.compute = t->set.compute, .threads = t->set.threads, .hooks = t->set.hooks};
+  if (t->set.teacher_cache)
+    return kf_cached_teacher_open(&(kf_cached_options){.directory = t->set.teacher_cache,
+                                                       .teacher = name,
+                                                       .model = o,
+                                                       .device = t->device,
+                                                       .top = t->set.teacher_top,
+                                                       .vocabulary = t->config.vocabulary,
+                                                       .temperature = (float)t->set.temperature},
+                                  &t->run.cached, e);
   KF_TRY(kf_model_open(name, &o, &t->run.frozen.model, e));
   const kf_config *c = &t->run.frozen.model->config;
   if (c->vocabulary != t->config.vocabulary)

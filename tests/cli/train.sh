@@ -44,6 +44,25 @@ if [ ! -e "$work/killed" ]; then
 fi
 cmp -s "$work/whole/model.safetensors" "$work/killed/model.safetensors" || fail "a resumed run gives other bytes"
 
+# A teacher's predictions are made once.
+own="--teacher $books --data $held_out --steps 2 $small --teacher-cache $work/predictions"
+# shellcheck disable=SC2086
+expect 0 "$kvfold" distill "$work/mla" $own --out "$work/cached" --teacher-top 8
+size=$(wc -c <"$work/predictions/teacher.predictions")
+[ "$size" -eq $((4096 + 4 * 16 + 4 * 48 * 8 * 9)) ] || fail "predictions of 4 x 48 tokens take $size bytes"
+# shellcheck disable=SC2086
+expect 0 "$kvfold" distill "$work/mla" $own --out "$work/again" --teacher-top 8
+[ "$(wc -c <"$work/predictions/teacher.predictions")" -eq "$size" ] || fail "the teacher ran again"
+cmp -s "$work/cached/model.safetensors" "$work/again/model.safetensors" || fail "kept predictions give other bytes"
+# shellcheck disable=SC2086
+expect 1 "$kvfold" distill "$work/mla" $own --out "$work/no"
+says "top was 8, not 64"
+# shellcheck disable=SC2086
+expect 2 "$kvfold" distill "$work/mla" $own --out "$work/no" --divergence js
+says "serves forward-kl alone"
+expect 2 "$kvfold" distill "$work/mla" --teacher $books --data $held_out --steps 2 --out "$work/no" --teacher-top 8
+says teacher-cache
+
 printf '{"prompt": "He said ", "chosen": "good day", "rejected": "of of"}\n' >"$work/pairs.jsonl"
 # shellcheck disable=SC2086
 answers "$kvfold" dpo $books --prefs "$work/pairs.jsonl" --out "$work/preferred" --steps 2 --lr 1e-4 $small --json

@@ -255,7 +255,8 @@ static double loss_of(const oracle *base, const problem *q) {
 
 /* ---------------------------------------------------------------------------------------------- the tests */
 
-static kf_status give_teacher(void *user, int64_t first, int64_t m, float *logits, kf_error *e) {
+static kf_status give_teacher(void *user, int64_t first, int64_t m, const float *student, float *logits, kf_error *e) {
+  (void)student;
   (void)e;
   memcpy(logits, (const float *)user + first * VOCAB, (size_t)(m * VOCAB) * sizeof *logits);
   return KF_OK;
@@ -432,7 +433,8 @@ typedef struct golden_teacher {
   int64_t vocabulary;
 } golden_teacher;
 
-static kf_status give_golden(void *user, int64_t first, int64_t m, float *logits, kf_error *e) {
+static kf_status give_golden(void *user, int64_t first, int64_t m, const float *student, float *logits, kf_error *e) {
+  (void)student;
   const golden_teacher *t = user;
   (void)e;
   memcpy(logits, t->logits + first * t->vocabulary, (size_t)(m * t->vocabulary) * sizeof *logits);

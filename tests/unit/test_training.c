@@ -102,14 +102,17 @@ static kf_status train(kf_train_options *o, const char *name, watcher *w, kf_err
 /* A run that is stopped after step 3 goes on from the checkpoint of step 2, to the same bytes. */
 static void resuming(void **state) {
   (void)state;
-  static const char *const objectives[] = {"ce", "dpo"};
-  for (int i = 0; i < 2; i++) {
-    char whole[32], parts[32], path[KF_PATH];
+  static const char *const objectives[] = {"ce", "dpo", "forward-kl", "forward-kl"};
+  for (int i = 0; i < 4; i++) {
+    char whole[32], parts[32], path[KF_PATH], predictions[KF_PATH];
     kf_error e = {0};
     watcher w = {0};
     snprintf(whole, sizeof whole, "whole%d", i), snprintf(parts, sizeof parts, "parts%d", i);
     kf_train_options o = base(objectives[i]);
+    if (i >= 2) o.teacher = teacher, o.teacher_cache = predictions, o.teacher_top = 9;
+    out_path(predictions, "predictions");
     if (train(&o, whole, &w, &e) != KF_OK) fail_msg("%s", e.message);
+    if (i == 2) out_path(predictions, "predictions of parts"); /* i == 3: the teacher runs no more */
     w.stop_at = 3;
     assert_int_equal(train(&o, parts, &w, &e), KF_ERROR_CANCELLED);
     w.stop_at = 0;
@@ -129,6 +132,24 @@ static void resuming(void **state) {
     assert_int_equal(train(&o, parts, &w, &e), KF_ERROR_IO);
     assert_non_null(strstr(e.message, "exists"));
   }
+}
+
+/* Predictions of the whole vocabulary are as good as the teacher itself. */
+static void cached_teacher(void **state) {
+  (void)state;
+  char predictions[KF_PATH];
+  double first[2], last[2];
+  for (int i = 0; i < 2; i++) {
+    kf_error e = {0};
+    watcher w = {0};
+    kf_train_options o = base("forward-kl");
+    out_path(predictions, "all predictions");
+    o.teacher = teacher, o.ce_weight = 0.2, o.temperature = 1.3;
+    if (i) o.teacher_cache = predictions, o.teacher_top = 1 << 20;
+    if (train(&o, i ? "by cache" : "by teacher", &w, &e) != KF_OK) fail_msg("%s", e.message);
+    first[i] = w.first, last[i] = w.last;
+  }
+  assert_true(fabs(first[1] - first[0]) < 1e-5 * first[0] && fabs(last[1] - last[0]) < 1e-3 * last[0]);
 }
 
 /* Every objective brings its own loss down, and what it writes loads. */
@@ -174,6 +195,10 @@ static void errors(void **state) {
   refused(&o, "no", KF_ERROR_USAGE, "takes no teacher");
   o = base("forward-kl");
   refused(&o, "no", KF_ERROR_USAGE, "needs a teacher");
+  o.teacher = teacher;
+  o.objective = "js", o.teacher_cache = cache;
+  refused(&o, "no", KF_ERROR_USAGE, "serves forward-kl alone");
+  o = base("forward-kl");
   o.teacher = KVFOLD_SOURCE_DIR "/../shared/data/models/stories260K";
   if (kf_exists(o.teacher)) refused(&o, "no", KF_ERROR_INPUT, "vocabulary");
   o = base("ce");
@@ -227,8 +252,8 @@ static kf_status write_data(kf_error *e) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(resuming), cmocka_unit_test(learning), cmocka_unit_test(errors),
-                                     cmocka_unit_test(not_finite)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(resuming), cmocka_unit_test(cached_teacher), cmocka_unit_test(learning),
+                                     cmocka_unit_test(errors), cmocka_unit_test(not_finite)};
   kf_error e = {0};
   if (!mkdtemp(directory)) return 1;
   snprintf(student, sizeof student, "%s/student", directory), snprintf(teacher, sizeof teacher, "%s/teacher", directory);
