@@ -69,6 +69,24 @@ answers "$kvfold" dpo $books --prefs "$work/pairs.jsonl" --out "$work/preferred"
 # shellcheck disable=SC2086
 answers "$kvfold" align "$work/mla" --teacher $books --data $held_out --out "$work/aligned" --steps 2 $small --json
 
+# Conversations in both spellings are the same; their answers alone are something else than all of them.
+cp -r $books "$work/chatty"
+sed -i 's/^{$/{ "chat_template": "{% for m in messages %}<{{ m.role }}> {{ m.content }}\\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",/' \
+  "$work/chatty/tokenizer_config.json"
+printf '{"messages": [{"role": "user", "content": "Who goes there?"}, {"role": "assistant", "content": "A friend."}]}\n' >"$work/m.jsonl"
+printf '{"conversations": [{"from": "human", "value": "Who goes there?"}, {"from": "gpt", "value": "A friend."}]}\n' >"$work/c.jsonl"
+chat="--steps 1 --length 12 --batch 1 --lr 1e-3 --threads 1 --compute f32"
+# shellcheck disable=SC2086
+expect 0 "$kvfold" finetune "$work/chatty" --data "$work/m.jsonl" --learn answers --out "$work/by-m" $chat
+# shellcheck disable=SC2086
+expect 0 "$kvfold" finetune "$work/chatty" --data "$work/c.jsonl" --learn answers --out "$work/by-c" $chat
+# shellcheck disable=SC2086
+expect 0 "$kvfold" finetune "$work/chatty" --data "$work/m.jsonl" --out "$work/by-all" $chat
+cmp -s "$work/by-m/model.safetensors" "$work/by-c/model.safetensors" || fail "messages and conversations give different bytes"
+! cmp -s "$work/by-m/model.safetensors" "$work/by-all/model.safetensors" || fail "--learn answers changes nothing"
+expect 1 "$kvfold" finetune $books --data "$work/m.jsonl" --out "$work/no" --steps 1
+says "m.jsonl:1: the model has no chat template"
+
 # A recipe gives what the command line does not; every recipe of this repository is read.
 printf 'objective: dpo\ndata: [%s]\nsteps: 3\nlength: 40\nbatch: 2\n' "$work/pairs.jsonl" >"$work/dpo.yaml"
 answers "$kvfold" dpo $books --recipe "$work/dpo.yaml" --out "$work/by-recipe" --steps 1 --threads 1 --json
@@ -121,6 +139,12 @@ says "2 weights"
 printf '{"text": "a"}\n{"text": \n' >"$work/bad.jsonl"
 expect 1 "$kvfold" finetune "$work/mla" --data "$work/bad.jsonl" --out "$work/no" --steps 1
 says "bad.jsonl:2"
+printf '{"text": "a"}\n{"text": "b\377"}\n' >"$work/bytes.jsonl"
+expect 1 "$kvfold" finetune "$work/mla" --data "$work/bytes.jsonl" --out "$work/no" --steps 1
+says "bytes.jsonl:2: .*0xff"
+printf 'one\ntwo\n\377\n' >"$work/bytes.txt"
+expect 1 "$kvfold" finetune "$work/mla" --data "$work/bytes.txt" --out "$work/no" --steps 1
+says "bytes.txt:3: not UTF-8"
 expect 1 "$kvfold" finetune "$work/mla" --data $held_out --out "$work/healed" --steps 1
 says exists
 expect 1 "$kvfold" finetune "$work/mla" --data "$work/nothing.jsonl" --out "$work/no" --steps 1

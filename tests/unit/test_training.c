@@ -1,10 +1,12 @@
 /* Whole runs of kf_train on a tiny model: what they write, and what becomes of those that end early. */
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -231,11 +233,75 @@ static void not_finite(void **state) {
   snprintf(student, sizeof student, "%s/poisoned", directory);
   if (tiny_model(student, 1, 0.25, "model.layers.1.mlp.down_proj.weight", &e) != KF_OK) fail_msg("%s", e.message);
   kf_train_options o = base("ce");
-  refused(&o, "nan", KF_ERROR_INPUT, "step 1: the loss is");
-  refused(&o, "nan", KF_ERROR_INPUT, "model.");
+  refused(&o, "nan", KF_ERROR_INPUT, "step 1: the loss is nan and the gradient of model.embed_tokens.weight is not finite");
+  refused(&o, "nan", KF_ERROR_INPUT, "no checkpoint was made yet in ");
   memcpy(student, healthy, sizeof healthy);
   out_path(path, "nan.run/checkpoint.safetensors");
   assert_false(kf_exists(path));
+}
+
+/* Stops a run behind its checkpoint of step 2. */
+static void stop_after_two(kf_train_options *o, const char *name, char checkpoint[KF_PATH]) {
+  char file[64];
+  kf_error e = {0};
+  watcher w = {.stop_at = 3};
+  assert_int_equal(train(o, name, &w, &e), KF_ERROR_CANCELLED);
+  snprintf(file, sizeof file, "%s.run/checkpoint.safetensors", name);
+  out_path(checkpoint, file);
+  o->resume = true;
+}
+
+/* No room for a checkpoint: one sentence, the one before stays, and the run goes on from it when there is room. */
+static void disk_full(void **state) {
+  (void)state;
+  char checkpoint[KF_PATH], path[KF_PATH + 8];
+  struct rlimit before, little;
+  kf_error e = {0};
+  watcher w = {0};
+  kf_train_options o = base("ce");
+  if (train(&o, "roomy", &w, &e) != KF_OK) fail_msg("%s", e.message);
+  stop_after_two(&o, "full", checkpoint);
+  kf_text old = read_in("full.run", "checkpoint.safetensors");
+  getrlimit(RLIMIT_FSIZE, &before);
+  little = (struct rlimit){20000, before.rlim_max};
+  signal(SIGXFSZ, SIG_IGN);
+  setrlimit(RLIMIT_FSIZE, &little);
+  kf_status s = train(&o, "full", &w, &e);
+  setrlimit(RLIMIT_FSIZE, &before);
+  assert_int_equal(s, KF_ERROR_IO);
+  if (!strstr(e.message, "cannot write") || !strstr(e.message, "checkpoint.safetensors: File too large"))
+    fail_msg("%s", e.message);
+  kf_text now = read_in("full.run", "checkpoint.safetensors");
+  assert_int_equal(now.bytes, old.bytes);
+  assert_memory_equal(now.data, old.data, old.bytes);
+  snprintf(path, sizeof path, "%s.tmp", checkpoint);
+  assert_false(kf_exists(path));
+  if (train(&o, "full", &w, &e) != KF_OK) fail_msg("%s", e.message);
+  same_runs("roomy", "full");
+  kf_text_free(&old), kf_text_free(&now);
+}
+
+/* A number that spoils a run on its way. */
+static void spoilt_later(void **state) {
+  (void)state;
+  char checkpoint[KF_PATH];
+  kf_safetensors *f;
+  kf_error e = {0};
+  kf_train_options o = base("ce");
+  stop_after_two(&o, "spoilt", checkpoint);
+  assert_int_equal(kf_safetensors_open(checkpoint, &f, &e), KF_OK);
+  const kf_view *v = kf_safetensors_find(f, "value.model.layers.1.mlp.down_proj.weight"), *first = kf_safetensors_at(f, 0);
+  kf_text file = read_in("spoilt.run", "checkpoint.safetensors");
+  FILE *out = fopen(checkpoint, "r+");
+  int64_t data = 0; /* where the file's data begin */
+  for (int i = 0; i < kf_safetensors_count(f); i++) data += (int64_t)kf_safetensors_at(f, i)->bytes;
+  fseek(out, (long)((int64_t)file.bytes - data + ((const char *)v->data - (const char *)first->data)), SEEK_SET);
+  fwrite(&(float){NAN}, sizeof(float), 1, out);
+  fclose(out);
+  kf_safetensors_close(f);
+  kf_text_free(&file);
+  refused(&o, "spoilt", KF_ERROR_INPUT, "step 3: the loss is nan and the gradient of model.embed_tokens.weight is not finite");
+  refused(&o, "spoilt", KF_ERROR_INPUT, "the last checkpoint stays: ");
 }
 
 static kf_status write_data(kf_error *e) {
@@ -252,8 +318,9 @@ static kf_status write_data(kf_error *e) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(resuming), cmocka_unit_test(cached_teacher), cmocka_unit_test(learning),
-                                     cmocka_unit_test(errors), cmocka_unit_test(not_finite)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(resuming),    cmocka_unit_test(cached_teacher), cmocka_unit_test(learning),
+                                     cmocka_unit_test(errors),      cmocka_unit_test(not_finite),     cmocka_unit_test(disk_full),
+                                     cmocka_unit_test(spoilt_later)};
   kf_error e = {0};
   if (!mkdtemp(directory)) return 1;
   snprintf(student, sizeof student, "%s/student", directory), snprintf(teacher, sizeof teacher, "%s/teacher", directory);
