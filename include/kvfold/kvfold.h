@@ -325,6 +325,7 @@ typedef struct kf_train_options {
   bool by_sequence;                         /* divide a step's loss by its sequences, not by its tokens (X-EcoMLA's code does) */
   double ce_weight, kl_weight, temperature; /* of a distillation: 0, 1, 1 */
   double dpo_beta, label_smoothing;         /* 0.1, 0 */
+  const char *match;                        /* of align: "layer", "attention", "both" outputs of a layer: layer */
   const char *const *train, *const *freeze; /* patterns of tensor names; NULL: everything is trained */
   int train_count, freeze_count;
   uint64_t seed;

@@ -12,7 +12,7 @@ typedef struct arguments {
   const char *out, *teacher, *teacher_cache, *data_cache, *schedule, *dtype, *eval, *recipe;
   cli_list data, weights, train, freeze;
   int64_t steps, tokens, save_every;
-  int length, batch, micro, teacher_top, divergence, loss, learn, eval_windows;
+  int length, batch, micro, teacher_top, match, divergence, loss, learn, eval_windows;
   double rate, warmup, decay, beta1, beta2, eps, weight_decay, clip, ce_weight, kl_weight, temperature, beta, smoothing;
   bool skip_bad, isolated, by_sequence, resume;
   uint64_t seed;
@@ -83,7 +83,10 @@ static const cli_option distill_options[] = {
     LEARN_OPTION, SUM_OPTION, SHARED_OPTIONS};
 static const cli_option align_options[] = {
     {"teacher", "MODEL", CLI_TEXT, offsetof(arguments, teacher), 0, 0, "required: a model of the same layers and width"},
-    DATA_OPTION(TEXT_HELP), SHARED_OPTIONS};
+    DATA_OPTION(TEXT_HELP),
+    {"match", "layer|attention|both", CLI_CHOICE, offsetof(arguments, match), 0, 0,
+     "which output of a layer is matched: the layer's (default), that of its attention, or the sum of both errors"},
+    SHARED_OPTIONS};
 static const cli_option dpo_options[] = {
     {"prefs", "FILE ...", CLI_LIST, offsetof(arguments, data), 0, 0,
      "required: JSONL or a JSON array of \"prompt\" (or \"conversations\"), \"chosen\" and \"rejected\": texts or messages; may be repeated"},
@@ -169,6 +172,7 @@ static bool parse_weights(const arguments *a, double *out) {
 }
 
 static kf_train_options options_of(const arguments *a, const char *objective, const double *weights) {
+  static const char *const matches[] = {"layer", "attention", "both"};
   return (kf_train_options){.objective = objective,
                             .teacher = a->teacher,
                             .teacher_cache = a->teacher_cache,
@@ -200,6 +204,7 @@ static kf_train_options options_of(const arguments *a, const char *objective, co
                             .temperature = a->temperature,
                             .dpo_beta = a->beta,
                             .label_smoothing = a->smoothing,
+                            .match = a->match < 0 ? NULL : matches[a->match],
                             .train = a->train.item,
                             .train_count = a->train.count,
                             .freeze = a->freeze.item,
@@ -263,6 +268,7 @@ static void take_recipe(kf_train_options *o, const kf_train_options *r) {
   }
   if (!o->schedule) o->schedule = r->schedule;
   if (!o->dtype) o->dtype = r->dtype;
+  if (!o->match) o->match = r->match;
   if (!o->length) o->length = r->length;
   if (!o->batch) o->batch = r->batch;
   if (!o->micro) o->micro = r->micro;
@@ -361,7 +367,7 @@ static int run_dpo(void *p) {
 
 /* ------------------------------------------------------------------------------------------------ help */
 
-static const arguments defaults = {.divergence = -1, .loss = -1};
+static const arguments defaults = {.divergence = -1, .loss = -1, .match = -1};
 
 #define OUTPUT_TEXT                                                                                                  \
   " Writes a directory that loads and exports like any other. While it runs, DIR.run holds the last checkpoint and " \
@@ -423,9 +429,12 @@ const cli_command cli_align = {
     .run = run_align,
     .description = "Each layer of the student takes the teacher's hidden state and is matched to the teacher's next one (squared "
                    "error, as a part of what the teacher's layer adds): layers learn independently, and no logits are "
-                   "made." OUTPUT_TEXT,
+                   "made. "
+                   "--match attention or both matches what attention adds, which is all that a conversion changes." OUTPUT_TEXT,
     .keys = KEYS,
-    .examples = "kvfold align books-mla --teacher examples/books-7m --data text.jsonl.zst --out aligned --tokens 100000",
+    .examples = "kvfold align books-mla --teacher examples/books-7m --data text.jsonl.zst --out aligned --tokens 100000\n"
+                "kvfold align books-mla --teacher examples/books-7m --data text.jsonl.zst --out aligned --tokens 100000 "
+                "--match both --train self_attn",
 };
 
 const cli_command cli_dpo = {

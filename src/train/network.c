@@ -314,7 +314,13 @@ static kf_status attention_backward(kf_network *n, const kf_block *b, const kf_t
   return KF_OK;
 }
 
-kf_status kf_network_layer_backward(kf_network *n, int layer, const kf_tokens *t, float *dx, kf_error *e) {
+void kf_network_middle(kf_network *n, int layer, const kf_tokens *t, float *middle) {
+  const kf_saved *saved = &n->saved[layer];
+  memcpy(middle, saved->x.data, (size_t)(t->count * n->config->hidden) * sizeof *middle);
+  n->device->matrix(n->device, middle, saved->out.data, &n->block[layer].o.matrix, t->count, true);
+}
+
+kf_status kf_network_layer_backward(kf_network *n, int layer, const kf_tokens *t, float *dx, const float *d_middle, kf_error *e) {
   const kf_block *b = &n->block[layer];
   const kf_saved *saved = &n->saved[layer];
   kf_device *d = n->device;
@@ -324,9 +330,9 @@ kf_status kf_network_layer_backward(kf_network *n, int layer, const kf_tokens *t
   KF_TRY(place(n, t, e));
   KF_TRY(kf_work_take(n, KF_WORK_H, m * hidden, &h, e));
   KF_TRY(kf_work_take(n, KF_WORK_MIDDLE, m * hidden, &middle, e));
-  memcpy(middle, saved->x.data, (size_t)(m * hidden) * sizeof *middle);
-  d->matrix(d, middle, saved->out.data, &b->o.matrix, m, true);
+  kf_network_middle(n, layer, t, middle);
   KF_TRY(mlp_backward(n, b, middle, m, dx, e));
+  for (int64_t i = 0; d_middle && i < m * hidden; i++) dx[i] += d_middle[i];
   d->rmsnorm(d, h, saved->x.data, b->input_norm.w, m, hidden, n->config->eps);
   KF_TRY(kf_project(n, b, t, h, &p, e));
   KF_TRY(attention_backward(n, b, t, saved, h, &p, dx, e));
@@ -355,7 +361,7 @@ kf_status kf_network_forward(kf_network *n, const kf_tokens *t, float **hidden, 
 
 kf_status kf_network_backward(kf_network *n, const kf_tokens *t, float *d_hidden, kf_error *e) {
   kf_device *d = n->device;
-  for (int i = n->config->layers - 1; i >= 0; i--) KF_TRY(kf_network_layer_backward(n, i, t, d_hidden, e));
+  for (int i = n->config->layers - 1; i >= 0; i--) KF_TRY(kf_network_layer_backward(n, i, t, d_hidden, NULL, e));
   if (n->embedding.dw) d->scatter_add(d, n->embedding.dw, d_hidden, t->ids, t->count, n->config->hidden);
   return kf_device_check(d, e);
 }

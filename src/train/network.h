@@ -49,7 +49,10 @@ kf_status kf_network_backward(kf_network *n, const kf_tokens *t, float *d_hidden
 
 /* One layer alone, over x [tokens, hidden] in place; `layer` keeps what its backward needs. */
 kf_status kf_network_layer(kf_network *n, int layer, const kf_tokens *t, float *x, kf_error *e);
-kf_status kf_network_layer_backward(kf_network *n, int layer, const kf_tokens *t, float *dx, kf_error *e);
+/* Of the last kf_network_layer(): the residual stream between attention and MLP, [tokens, hidden]. */
+void kf_network_middle(kf_network *n, int layer, const kf_tokens *t, float *middle);
+/* d_middle: a gradient of the middle that comes on top; NULL: none. */
+kf_status kf_network_layer_backward(kf_network *n, int layer, const kf_tokens *t, float *dx, const float *d_middle, kf_error *e);
 
 /* Final norm, head and loss of rows of hidden states, a chunk of rows at a time so that logits of the whole batch never exist.
  * hidden [rows, hidden] becomes its gradient; weight, target and the two results are [rows]. teacher: writes the teacher's

@@ -204,31 +204,65 @@ static double layer_error(float *y, const float *want, const float *x, int64_t n
 }
 
 static kf_status states(kf_objective_run *r, int64_t n, kf_error *e) {
+  enum { STATES = sizeof r->state / sizeof *r->state };
   if (n <= r->states) return KF_OK;
-  free(r->first), free(r->second);
-  r->first = r->second = NULL, r->states = 0;
-  KF_NEW(r->first, n, e);
-  KF_NEW(r->second, n, e);
+  for (int i = 0; i < STATES; i++) free(r->state[i]), r->state[i] = NULL;
+  r->states = 0;
+  for (int i = 0; i < STATES; i++) KF_NEW(r->state[i], n, e);
   r->states = n;
   return KF_OK;
 }
 
-/* Every student layer takes the teacher's hidden state and is matched to the teacher's next one: layers learn independently. */
-static kf_status run_layers(kf_objective_run *r, const kf_window *w, kf_totals *totals, kf_error *e) {
+/* The teacher's residual stream behind its attention, as its layer passes by. */
+typedef struct follower {
+  const kf_model *model;
+  const float *x; /* where the stream begins */
+  float *middle;
+} follower;
+
+static void attended(void *user, int layer, int64_t m, const float *x, const float *out) {
+  const follower *f = user;
+  kf_device *d = f->model->device;
+  float *to = f->middle + (x - f->x);
+  memcpy(to, x, (size_t)(m * f->model->config.hidden) * sizeof *x);
+  d->linear(d, to, out, f->model->layer[layer].o, m, true);
+}
+
+/* Every student layer takes the teacher's hidden state and is matched to the teacher's next one, to what the teacher's attention
+ * adds, or to both: layers learn independently. As both add to the same state, behind attention the two streams differ by what
+ * their attentions do. */
+static kf_status align_layer(kf_objective_run *r, const kf_window *w, const kf_tokens *t, int layer, int64_t n, kf_totals *totals,
+                             kf_error *e) {
   kf_frozen *f = &r->frozen;
   kf_model *m = f->model;
+  float *input = r->state[0], *output = r->state[1], *middle = r->state[2], *wanted = r->state[3];
+  const kf_watch watch = {.attended = attended, .user = &(follower){m, f->x, wanted}};
+  bool attention = r->settings.match != KF_MATCH_LAYER;
+  memcpy(input, f->x, (size_t)n * sizeof *input);
+  memcpy(output, f->x, (size_t)n * sizeof *output);
+  KF_TRY(kf_layer_forward(m->run, &m->layer[layer], layer, f->x, f->span, w->sequences, attention ? &watch : NULL, e));
+  KF_TRY(kf_network_layer(r->network, layer, t, output, e));
+  if (r->settings.match != KF_MATCH_ATTENTION)
+    totals->loss += layer_error(output, f->x, input, n);
+  else
+    memset(output, 0, (size_t)n * sizeof *output);
+  if (attention) {
+    kf_network_middle(r->network, layer, t, middle);
+    KF_TRY(kf_device_check(r->device, e));
+    totals->loss += layer_error(middle, wanted, input, n);
+  }
+  totals->count++;
+  return kf_network_layer_backward(r->network, layer, t, output, attention ? middle : NULL, e);
+}
+
+static kf_status run_layers(kf_objective_run *r, const kf_window *w, kf_totals *totals, kf_error *e) {
+  kf_frozen *f = &r->frozen;
   kf_tokens t = tokens_of(w);
-  int64_t n = w->count * m->config.hidden;
+  int64_t n = w->count * f->model->config.hidden;
   KF_TRY(states(r, n, e));
   KF_TRY(frozen_begin(f, w, e));
-  for (int layer = 0; layer < m->config.layers; layer++) {
-    memcpy(r->first, f->x, (size_t)n * sizeof *f->x);
-    memcpy(r->second, f->x, (size_t)n * sizeof *f->x);
-    KF_TRY(kf_layer_forward(m->run, &m->layer[layer], layer, f->x, f->span, w->sequences, NULL, e));
-    KF_TRY(kf_network_layer(r->network, layer, &t, r->second, e));
-    totals->loss += layer_error(r->second, f->x, r->first, n);
-    totals->count++;
-    KF_TRY(kf_network_layer_backward(r->network, layer, &t, r->second, e));
+  for (int layer = 0; layer < f->model->config.layers; layer++) {
+    KF_TRY(align_layer(r, w, &t, layer, n, totals, e));
     for (int i = 0; i < w->sequences; i++) kf_sequence_drop(f->sequence[i], layer);
   }
   return KF_OK;
@@ -237,7 +271,8 @@ static kf_status run_layers(kf_objective_run *r, const kf_window *w, kf_totals *
 void kf_objective_run_free(kf_objective_run *r) {
   kf_frozen_free(&r->frozen);
   kf_cached_teacher_free(r->cached);
-  free(r->nll), free(r->divergence), free(r->other), free(r->weight), free(r->first), free(r->second);
+  free(r->nll), free(r->divergence), free(r->other), free(r->weight);
+  for (size_t i = 0; i < sizeof r->state / sizeof *r->state; i++) free(r->state[i]);
   *r = (kf_objective_run){0};
 }
 
@@ -270,8 +305,22 @@ static const kf_objective table[] = {
      .rate = 5e-7,
      .identity = true,
      .run = run_pairs},
-    {.name = "align", .help = "each layer's output with the teacher's", .teacher = true, .rate = 1e-3, .run = run_layers},
+    {.name = "align",
+     .help = "each layer's output, or its attention's, with the teacher's",
+     .teacher = true,
+     .rate = 1e-3,
+     .run = run_layers},
 };
+
+kf_status kf_match_parse(const char *name, kf_match *out, kf_error *e) {
+  static const char *const names[] = {"layer", "attention", "both"};
+  for (int i = 0; i < 3; i++) {
+    if (strcmp(name, names[i]) != 0) continue;
+    *out = (kf_match)i;
+    return KF_OK;
+  }
+  return kf_fail(e, KF_ERROR_USAGE, "unknown match '%.40s': layer, attention or both", name);
+}
 
 const kf_objective *kf_objective_at(int index) {
   return index >= 0 && index < (int)(sizeof table / sizeof *table) ? &table[index] : NULL;

@@ -5,10 +5,14 @@
 #include "model/model.h"
 #include "train/batches.h"
 
+/* What of a layer is aligned with the teacher's: its output, its attention's output, or both with equal weight. */
+typedef enum kf_match { KF_MATCH_LAYER, KF_MATCH_ATTENTION, KF_MATCH_BOTH } kf_match;
+
 /* Settings that objectives read; see kf_train_options. */
 typedef struct kf_objective_settings {
   float ce, kl, temperature; /* weights of the two parts of a distillation */
   double beta, smoothing;    /* preferences */
+  kf_match match;
 } kf_objective_settings;
 
 /* Sums over the micro-batches of a step. Gradients are those of `loss`; a step divides both by `count`. */
@@ -44,7 +48,7 @@ typedef struct kf_objective_run {
   kf_cached_teacher *cached;        /* in place of a teacher; NULL: none */
   double *nll, *divergence, *other; /* [rows] of a micro-batch */
   float *weight;                    /* [rows] */
-  float *first, *second;            /* hidden states of one micro-batch, when layers are aligned */
+  float *state[4];                  /* hidden states of one micro-batch, when layers are aligned */
   int64_t rows, states;
 } kf_objective_run;
 
@@ -63,6 +67,7 @@ struct kf_objective {
 
 const kf_objective *kf_objective_at(int index); /* NULL behind the last */
 /* Errors: KF_ERROR_USAGE. */
+kf_status kf_match_parse(const char *name, kf_match *out, kf_error *e);
 kf_status kf_objective_find(const char *name, const kf_objective **out, kf_error *e);
 void kf_objective_run_free(kf_objective_run *r);
 

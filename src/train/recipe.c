@@ -7,7 +7,7 @@
 #include "base/file.h"
 
 typedef struct document {
-  char *objective, *schedule, *dtype;
+  char *objective, *schedule, *dtype, *match;
   char **data, **train, **freeze;
   unsigned data_count, train_count, freeze_count, weight_count;
   double *weights;
@@ -37,6 +37,7 @@ static const cyaml_schema_field_t fields[] = {
     TEXT(objective),
     TEXT(schedule),
     TEXT(dtype),
+    TEXT(match),
     TEXTS(data, data_count),
     TEXTS(train, train_count),
     TEXTS(freeze, freeze_count),
@@ -129,6 +130,7 @@ void kf_train_recipe_free(kf_train_recipe *r) {
     free(d->objective);
     free(d->schedule);
     free(d->dtype);
+    free(d->match);
     free(d->weights);
     free_texts(d->data, d->data_count);
     free_texts(d->train, d->train_count);
@@ -166,6 +168,7 @@ static kf_train_options options_of(const document *d) {
                             .temperature = d->temperature,
                             .dpo_beta = d->dpo_beta,
                             .label_smoothing = d->label_smoothing,
+                            .match = d->match,
                             .train = (const char *const *)d->train,
                             .train_count = (int)d->train_count,
                             .freeze = (const char *const *)d->freeze,

@@ -83,6 +83,7 @@ kf_status kf_training_settings(kf_training *t, kf_error *e) {
   s->dpo_beta = either(s->dpo_beta, 0.1);
   if (!s->save_every) s->save_every = DEFAULT_SAVE;
   if (!s->schedule) s->schedule = "cosine";
+  if (!s->match) s->match = "layer";
   KF_TRY(check_numbers(s, e));
   KF_TRY(choose_length(t, e));
   KF_TRY(kf_schedule_parse(s->schedule, &t->schedule.kind, e));
@@ -90,8 +91,9 @@ kf_status kf_training_settings(kf_training *t, kf_error *e) {
   t->schedule.warmup = steps_of(s->warmup, s->steps);
   t->schedule.decay = steps_of(s->decay, s->steps);
   if (t->schedule.warmup > s->steps) t->schedule.warmup = s->steps;
-  t->run.settings =
-      (kf_objective_settings){(float)s->ce_weight, (float)s->kl_weight, (float)s->temperature, s->dpo_beta, s->label_smoothing};
+  t->run.settings = (kf_objective_settings){(float)s->ce_weight, (float)s->kl_weight, (float)s->temperature,
+                                            s->dpo_beta,         s->label_smoothing,  KF_MATCH_LAYER};
+  KF_TRY(kf_match_parse(s->match, &t->run.settings.match, e));
   if (s->length > t->config.context)
     kf_note(&s->hooks, "sequences of %d tokens are longer than the model's context of %d", s->length, (int)t->config.context);
   return KF_OK;
@@ -152,6 +154,7 @@ kf_status kf_training_fingerprint(kf_training *t, kf_error *e) {
              {"temperature", json_real(s->temperature)},
              {"dpo_beta", json_real(s->dpo_beta)},
              {"label_smoothing", json_real(s->label_smoothing)},
+             {"match", json_string(s->match)},
              {"train", texts(s->train, s->train_count)},
              {"freeze", texts(s->freeze, s->freeze_count)},
              {"seed", json_integer((json_int_t)s->seed)},

@@ -68,6 +68,15 @@ printf '{"prompt": "He said ", "chosen": "good day", "rejected": "of of"}\n' >"$
 answers "$kvfold" dpo $books --prefs "$work/pairs.jsonl" --out "$work/preferred" --steps 2 --lr 1e-4 $small --json
 # shellcheck disable=SC2086
 answers "$kvfold" align "$work/mla" --teacher $books --data $held_out --out "$work/aligned" --steps 2 $small --json
+layer=$(value first_loss)
+# shellcheck disable=SC2086
+answers "$kvfold" align "$work/mla" --teacher $books --data $held_out --out "$work/attention" --steps 2 $small --match attention --json
+attention=$(value first_loss)
+# shellcheck disable=SC2086
+answers "$kvfold" align "$work/mla" --teacher $books --data $held_out --out "$work/both" --steps 2 $small --match both --json
+near first_loss "$layer + $attention" 1e-4
+expect 2 "$kvfold" align "$work/mla" --teacher $books --data $held_out --out "$work/no" --steps 2 --match mlp
+says mlp
 
 # Conversations in both spellings are the same; their answers alone are something else than all of them.
 cp -r $books "$work/chatty"

@@ -212,6 +212,9 @@ static void errors(void **state) {
   o = base("ce");
   o.dtype = "q8_0";
   refused(&o, "no", KF_ERROR_USAGE, "q8_0");
+  o = base("align");
+  o.teacher = teacher, o.match = "mlp";
+  refused(&o, "no", KF_ERROR_USAGE, "unknown match 'mlp': layer, attention or both");
   o = base("ce");
   o.data_count = 0;
   refused(&o, "no", KF_ERROR_USAGE, "no data");
