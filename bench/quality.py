@@ -44,7 +44,7 @@ def row(o, method, cache, calibration, judged, directory):
     dst = (o.keep or directory) / f"{method}-{cache.rstrip('%')}"
     settings = [s[len(method) + 1 :] for s in o.set if s.startswith(method + ".")]
     given = ["--calibration", *calibration, "--calibration-tokens", o.tokens] if calibration else ["--calibration-tokens", o.tokens]
-    if method in ("mha2mla", "x-ecomla"):
+    if method == "x-ecomla":
         given = []
     made = kvfold(o.kvfold, "convert", o.model, dst, "--method", method, "--cache", cache, "--dtype", "f32", "--compute", "f32",
                   *given, *(["--set", *settings] if settings else []))

@@ -220,6 +220,7 @@ typedef struct pursuit {
   cplx *direction;      /* [F, n] the last best direction of each candidate */
   double *gain;         /* [F] */
   double *weight;       /* [G, F] sum of the group's query energies */
+  bool *open;           /* [F] candidates that may be taken */
 } pursuit;
 
 /* Powers of E[z z^H] by its eigenvectors v (rows): sum w^x v v^H. */
@@ -317,58 +318,61 @@ static void start(pursuit *q) {
     }
 }
 
-/* R[., best, :] loses the part that the channel carries; all candidates' S follow. */
-static void take(pursuit *q, int best, const cplx *u) {
+/* R[., best, :] loses the part that the channel carries; the S of all candidates that are open follow. */
+static void take(pursuit *q, int best, const cplx *u, int threads) {
   const kf_rope_problem *p = q->p;
   int F = p->pairs;
   int64_t n = q->n;
-#pragma omp parallel for
+#pragma omp parallel for num_threads(threads)
   for (int64_t r = 0; r < n; r++) {
     const cplx *S = q->overlap + ((int64_t)best * n + r) * n, *gram = p->gram + r / F * F * F;
     cplx dot = 0;
     for (int64_t i = 0; i < n; i++) dot += S[i] * u[i];
     dot /= creal(gram[best * F + best]);
     for (int c = 0; c < F; c++) {
+      if (!q->open[c]) continue;
       cplx factor = gram[best * F + c] * dot, *to = q->overlap + ((int64_t)c * n + r) * n;
       for (int64_t i = 0; i < n; i++) to[i] -= factor * conj(u[i]);
     }
   }
 }
 
-static kf_status pursue(pursuit *q, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e) {
+/* p_j = u^H C^(-1/2) z */
+static void write_channel(const pursuit *q, int j, int frequency, const cplx *u, kf_channels *out) {
   const kf_rope_problem *p = q->p;
-  int64_t n = q->n, F = p->pairs;
-  bool *used;
+  int64_t n = q->n;
+  out->frequency[j] = frequency;
+  for (int64_t r = 0; r < n; r++) {
+    cplx factor = 0;
+    for (int64_t i = 0; i < n; i++) factor += conj(u[i]) * q->inverse[i * n + r];
+    out->t[j * n + r] = factor;
+    for (int i = 0; i < p->hidden; i++) out->u[(int64_t)j * p->hidden + i] += factor * p->zk[r * p->hidden + i];
+  }
+}
+
+/* allowed: the frequencies that may be taken, at least `count`, each once; NULL: any, any number of times. */
+static kf_status pursue(pursuit *q, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e) {
+  int64_t n = q->n, F = q->p->pairs;
   cplx *work;
   KF_NEW(work, 2 * n * F, e);
-  if (!(used = kf_alloc((size_t)F, sizeof *used, e))) {
-    free(work);
-    return KF_ERROR_MEMORY;
-  }
   start(q);
+  for (int c = 0; c < F; c++) q->open[c] = !allowed || allowed[c];
   for (int j = 0; j < count; j++) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int c = 0; c < F; c++) {
+      if (!q->open[c]) continue;
       aim(q, c);
-      q->gain[c] = allowed && (!allowed[c] || used[c]) ? -1 : strongest(q, c, 40, 1e-5, work + 2 * n * c);
+      q->gain[c] = strongest(q, c, 40, 1e-5, work + 2 * n * c);
     }
     int best = 0;
     for (int c = 1; c < F; c++)
-      if (q->gain[c] > q->gain[best]) best = c;
+      if (q->open[c] && (!q->open[best] || q->gain[c] > q->gain[best])) best = c;
     strongest(q, best, 500, 1e-12, work);
     const cplx *u = q->direction + best * n;
-    out->frequency[j] = best;
-    used[best] = true;
-    /* p_j = u^H C^(-1/2) z */
-    for (int64_t r = 0; r < n; r++) {
-      cplx factor = 0;
-      for (int64_t i = 0; i < n; i++) factor += conj(u[i]) * q->inverse[i * n + r];
-      out->t[j * n + r] = factor;
-      for (int i = 0; i < p->hidden; i++) out->u[(int64_t)j * p->hidden + i] += factor * p->zk[r * p->hidden + i];
-    }
-    take(q, best, u);
+    write_channel(q, j, best, u, out);
+    take(q, best, u, threads);
+    if (allowed) q->open[best] = false;
   }
-  free(used);
   free(work);
   return KF_OK;
 }
@@ -383,8 +387,10 @@ kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allo
   q.direction = kf_alloc((size_t)p->pairs * (size_t)n, sizeof *q.direction, e);
   q.gain = kf_alloc((size_t)p->pairs, sizeof *q.gain, e);
   q.weight = kf_alloc((size_t)n, sizeof *q.weight, e);
+  q.open = kf_alloc((size_t)p->pairs, sizeof *q.open, e);
   out->t = kf_alloc((size_t)count * (size_t)n, sizeof *out->t, e);
-  kf_status s = q.root && q.inverse && q.overlap && q.direction && q.gain && q.weight && out->t ? roots(&q, e) : KF_ERROR_MEMORY;
+  kf_status s =
+      q.root && q.inverse && q.overlap && q.direction && q.gain && q.weight && q.open && out->t ? roots(&q, e) : KF_ERROR_MEMORY;
   if (s == KF_OK) s = pursue(&q, count, allowed, threads, out, e);
   free(q.root);
   free(q.inverse);
@@ -392,6 +398,7 @@ kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allo
   free(q.direction);
   free(q.gain);
   free(q.weight);
+  free(q.open);
   if (s != KF_OK) kf_channels_free(out);
   return s;
 }

@@ -3,16 +3,9 @@
 #include <string.h>
 
 #define LAPACK_COMPLEX_STRUCTURE
-#include <cblas.h>
 #include <lapacke.h>
 
 #include "linalg/linalg.h"
-
-void kf_gemm_f32(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c) {
-  if (m < 1 || n < 1) return;
-  cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m,
-              (blasint)n, (blasint)k, 1, a, (blasint)(transpose_a ? m : k), b, (blasint)(transpose_b ? k : n), 0, c, (blasint)n);
-}
 
 /* A row-major Hermitian matrix is its conjugate to LAPACK, whose eigenvectors (by columns: our rows) are conjugated. */
 kf_status kf_eigh_complex(double complex *a, int64_t n, double *w, kf_error *e) {

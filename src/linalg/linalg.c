@@ -1,10 +1,11 @@
 #include "linalg/linalg.h"
 
 #include <cblas.h>
-#include <omp.h>
+#include <dnnl.h>
 #include <lapacke.h>
 #include <limits.h>
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,6 +115,20 @@ void kf_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k
               (blasint)n, (blasint)k, alpha, a, (blasint)(transpose_a ? m : k), b, (blasint)(transpose_b ? k : n), beta, c,
               (blasint)n);
   end(threads);
+}
+
+/* oneDNN's, which has AVX-512 where OpenBLAS may not; inside a parallel region it takes one thread by itself. */
+void kf_gemm_f32(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c) {
+  if (m < 1 || n < 1) return;
+  int before = omp_get_max_threads(), nested = omp_in_parallel();
+  if (!nested) omp_set_num_threads(openblas_get_num_threads()); /* kf_linalg_threads */
+  dnnl_status_t done = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, 1, a, transpose_a ? m : k, b,
+                                  transpose_b ? k : n, 0, c, n);
+  if (!nested) omp_set_num_threads(before);
+  if (done != dnnl_success)
+    cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (blasint)m,
+                (blasint)n, (blasint)k, 1, a, (blasint)(transpose_a ? m : k), b, (blasint)(transpose_b ? k : n), 0, c,
+                (blasint)n);
 }
 
 void kf_gram(bool columns, int64_t m, int64_t n, const double *a, double *g) {
