@@ -363,6 +363,8 @@ typedef struct kf_export_options {
   int pad;            /* latents, filled up with zeros, beside a RoPE key of 64: 256 or 512 for kernels made for these; 0: none */
   const char *source; /* gguf only: the GGUF file that was converted; tensors that the conversion left alone are copied as it
                          stores them, quantised or not. NULL: none */
+  bool f16_latents;   /* the latents in a basis that loses least where an engine adds them up in f16, as llama.cpp does on a CPU by
+                         default; found with 2560 tokens that the model writes: it runs, and is in memory as a whole */
 } kf_export_options;
 
 typedef struct kf_export_result {
