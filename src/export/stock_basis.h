@@ -3,8 +3,8 @@
  * llama.cpp's flash attention on a CPU adds up the latents that a decoding step attends to in f16. Each number is then rounded by
  * a part of its size, and the output is off by sum_l M_ll G_ll: M the second moment of the sum, G what an error of the latents
  * costs. For R c that is (R M R^T)_ll (R^-T G R^-1)_ll, least where both are the same diagonal Theta, mixed evenly: (tr Theta)^2 / n
- * (minimum roundoff noise: Mullis and Roberts 1976, Hwang 1977). Latents have a mean far larger than the rest; spread over
- * all of them, it is rounded n times with errors that average out. */
+ * (minimum roundoff noise: Mullis and Roberts 1976, Hwang 1977). A mean far larger than the rest, as latents have, is then spread over
+ * all numbers and rounded n times, with errors that average out. */
 #ifndef KF_EXPORT_STOCK_BASIS_H
 #define KF_EXPORT_STOCK_BASIS_H
 
