@@ -272,18 +272,19 @@ def report(case, row):
 
 
 RELATIVE, ABSOLUTE = "logits' relative error", "log-probabilities differ by"
-# dtype of the file, cache, flash attention, limit; None: what rounding to that type does, and flash attention on a CPU, which sums the values
-# of a step in f16
-GGUF = [("f32", "f32", False, 1e-3), ("f32", "f16", False, 0.05), ("f32", "f16", True, None), ("f16", "f32", False, 0.05),
-        ("bf16", "f32", False, None), ("q8_0", "f32", False, None)]
+# dtype of the file, options, cache, flash attention, limit; None: what rounding to that type does, and flash attention on a CPU, which sums
+# the latents of a step in f16, where they were not exported for that
+GGUF = [("f32", [], "f32", False, 1e-3), ("f32", [], "f16", False, 0.05), ("f32", [], "f16", True, None),
+        ("f32", ["--f16-latents"], "f32", False, 1e-3), ("f32", ["--f16-latents"], "f16", True, 0.05), ("f16", [], "f32", False, 0.05),
+        ("bf16", [], "f32", False, None), ("q8_0", [], "f32", False, None)]
 
 
 def check_llama(case, python):
-    for dtype, cache, flash, limit in GGUF:
-        path = case.export("--format", "gguf", "--dtype", dtype)
+    for dtype, options, cache, flash, limit in GGUF:
+        path = case.export("--format", "gguf", "--dtype", dtype, *options)
         answer = engine(python, "llama", {**case.prompt, "path": str(path), "cache": cache, "flash": flash})
         how = "default" if flash else f"cache {cache}, no flash attention"
-        finish(case, python, {"engine": "llama.cpp (xllamacpp)", "file": f"gguf {dtype}, {how}", "measure": ABSOLUTE, "limit": limit}, answer, case.path)
+        finish(case, python, {"engine": "llama.cpp (xllamacpp)", "file": " ".join(["gguf", dtype, *options]) + f", {how}", "measure": ABSOLUTE, "limit": limit}, answer, case.path)
 
 
 def check_directory(case, python, run, name, padded=False):

@@ -386,6 +386,8 @@ typedef struct kf_export_options {
   int pad;            /* latents, filled up with zeros, beside a RoPE key of 64: 256 or 512 for kernels made for these; 0: none */
   const char *source; /* gguf only: the GGUF file that was converted; tensors that the conversion left alone are copied as it
                          stores them, quantised or not. NULL: none */
+  bool f16_latents;   /* latents in the basis that loses least where an engine adds them up in f16 (llama.cpp's default on a CPU);
+                         found on 2560 tokens that the model writes: it runs, and is in memory as a whole */
 } kf_export_options;
 
 typedef struct kf_export_result {
@@ -398,7 +400,8 @@ typedef struct kf_export_result {
  * without custom code, or a GGUF file of architecture deepseek2. OUT must not exist; it appears when it is complete. out may be
  * NULL. Errors: OUT exists; a format or dtype that is not known, a pad below the model's rank (KF_ERROR_USAGE); a source of another
  * model; a model that DeepSeek's graph cannot express (a RoPE key for each head, a frequency used twice, biases, q/k norms, sliding
- * windows, dynamic or longrope scaling, grouped layers). llama3's RoPE scaling becomes YaRN, with a note on what differs. */
+ * windows, dynamic or longrope scaling, grouped layers), or with f16_latents one whose latents have a norm. llama3's RoPE scaling
+ * becomes YaRN, with a note on what differs. */
 kf_status kf_export(const char *model, const char *out_path, const kf_export_options *o, kf_export_result *out, kf_error *e);
 
 /* Converts SRC and exports the result to OUT in one go; OUT.converted, a directory, is there meanwhile (OUT.converted.partial is

@@ -6,6 +6,7 @@
 
 #include "convert/write.h"
 #include "export/export.h"
+#include "export/stock_basis.h"
 #include "model/model.h"
 
 /* Transformers gives the norm of the latents this eps whatever the configuration says; other engines give it the
@@ -139,11 +140,13 @@ kf_status kf_export_deepseek(kf_export_job *j, kf_error *e) {
   json_t *fingerprint =
       json_pack("{s:s, s:I, s:I}", "export", j->path, "started", (json_int_t)now.tv_sec, "nanoseconds", (json_int_t)now.tv_nsec);
   if (!fingerprint) return kf_fail(e, KF_ERROR_INPUT, "the path of the model is not UTF-8");
-  kf_status s = kf_output_open(j->out, fingerprint, j->dtype, 0, j->hooks, &w.output, e);
+  kf_status s = j->f16_latents ? kf_stock_find_basis(j->path, j->hooks, &w.stock, e) : KF_OK;
+  if (s == KF_OK) s = kf_output_open(j->out, fingerprint, j->dtype, 0, j->hooks, &w.output, e);
   if (s == KF_OK) {
     s = write_all(&w, e);
     kf_output_close(w.output, false);
   }
+  kf_stock_free_basis(&w.stock);
   json_decref(fingerprint);
   return s;
 }

@@ -53,6 +53,7 @@ kf_status kf_export(const char *model, const char *out, const kf_export_options 
   KF_NEW(j, 1, e);
   j->out = out;
   j->pad = o->pad;
+  j->f16_latents = o->f16_latents;
   j->hooks = &o->hooks;
   j->check = o->check;
   KF_GO(kf_locate(model, j->path, e));

@@ -9,6 +9,7 @@ typedef struct kf_export_job {
   char path[KF_PATH], source_path[KF_PATH]; /* of the model, a directory, and of its source, a GGUF or "" */
   const char *out;
   int pad;
+  bool f16_latents;
   kf_config config;
   kf_weights weights;
   kf_config source_config;

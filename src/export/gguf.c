@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "export/export.h"
+#include "export/stock_basis.h"
 
 typedef struct writer {
   kf_export_job *j;
@@ -191,9 +192,12 @@ kf_status kf_export_gguf(kf_export_job *j, kf_error *e) {
   const kf_stock_target target = {.gguf = true, .pad = j->pad, .hooks = j->hooks};
   KF_TRY(kf_stock_plan(j->path, &j->config, &j->weights, &target, &w.stock, e));
   if (j->check) return KF_OK;
-  KF_TRY(kf_gguf_create(j->out, &w.file, e));
-  kf_status s = write_file(&w, e);
-  if (s == KF_OK) return kf_gguf_finish(w.file, e);
-  kf_gguf_abandon(w.file);
+  if (j->f16_latents) KF_TRY(kf_stock_find_basis(j->path, j->hooks, &w.stock, e));
+  kf_status s = kf_gguf_create(j->out, &w.file, e);
+  if (s == KF_OK && (s = write_file(&w, e)) != KF_OK)
+    kf_gguf_abandon(w.file);
+  else if (s == KF_OK)
+    s = kf_gguf_finish(w.file, e);
+  kf_stock_free_basis(&w.stock);
   return s;
 }

@@ -116,17 +116,16 @@ static void place_rope(const view *v, const float *from, double by, float *to) {
   }
 }
 
-/* The full query [heads d_qk, hidden]; a low-rank one is multiplied out. */
-static kf_status read_query(const view *v, float **out, kf_error *e) {
-  const kf_weights *w = v->s->weights;
-  int64_t rows = (int64_t)v->a->heads * v->a->d_qk;
-  if (!v->a->q_rank) return kf_weights_readf(w, rows, v->hidden, out, e, "model.layers.%d.self_attn.q_proj.weight", v->layer);
-  float *down = NULL, *up = NULL, *full = kf_alloc((size_t)rows * (size_t)v->hidden, sizeof *full, e);
+kf_status kf_stock_query(const kf_stock *stock, int layer, float **out, kf_error *e) {
+  const kf_weights *w = stock->weights;
+  const kf_attention_config *a = &stock->config->layer[layer].attention;
+  int64_t rows = (int64_t)a->heads * a->d_qk, hidden = stock->config->hidden;
+  if (!a->q_rank) return kf_weights_readf(w, rows, hidden, out, e, "model.layers.%d.self_attn.q_proj.weight", layer);
+  float *down = NULL, *up = NULL, *full = kf_alloc((size_t)rows * (size_t)hidden, sizeof *full, e);
   kf_status s = full ? KF_OK : KF_ERROR_MEMORY;
-  if (s == KF_OK)
-    s = kf_weights_readf(w, v->a->q_rank, v->hidden, &down, e, "model.layers.%d.self_attn.q_a_proj.weight", v->layer);
-  if (s == KF_OK) s = kf_weights_readf(w, rows, v->a->q_rank, &up, e, "model.layers.%d.self_attn.q_b_proj.weight", v->layer);
-  if (s == KF_OK) kf_gemm_f32(false, false, rows, v->hidden, v->a->q_rank, up, down, full);
+  if (s == KF_OK) s = kf_weights_readf(w, a->q_rank, hidden, &down, e, "model.layers.%d.self_attn.q_a_proj.weight", layer);
+  if (s == KF_OK) s = kf_weights_readf(w, rows, a->q_rank, &up, e, "model.layers.%d.self_attn.q_b_proj.weight", layer);
+  if (s == KF_OK) kf_gemm_f32(false, false, rows, hidden, a->q_rank, up, down, full);
   free(down);
   free(up);
   if (s != KF_OK)
@@ -141,7 +140,7 @@ static kf_status make_q(const view *v, float *to, kf_error *e) {
   const kf_stock *s = v->s;
   float *q;
   double by = (double)v->a->scale * sqrt(s->nope + s->rope.dim) / s->score_gain;
-  KF_TRY(read_query(v, &q, e));
+  KF_TRY(kf_stock_query(s, v->layer, &q, e));
   for (int64_t h = 0; h < v->a->heads; h++) {
     const float *from = q + h * v->a->d_qk * v->hidden;
     float *head = to + h * (s->nope + s->rope.dim) * v->hidden;
@@ -165,9 +164,31 @@ static kf_status neutral_weight(const view *v, const float *kv_a, double *out, k
   return KF_OK;
 }
 
+/* x [rows, columns] becomes left x or x right in fp64, the other being NULL. */
+static kf_status multiply(const double *left, const double *right, int64_t rows, int64_t columns, float *x, kf_error *e) {
+  double *from = kf_alloc((size_t)(2 * rows * columns), sizeof *from, e), *to = from + rows * columns;
+  if (!from) return KF_ERROR_MEMORY;
+  for (int64_t i = 0; i < rows * columns; i++) from[i] = (double)x[i];
+  kf_gemm(false, false, rows, columns, left ? rows : columns, 1, left ? left : from, left ? from : right, 0, to);
+  for (int64_t i = 0; i < rows * columns; i++) x[i] = (float)to[i];
+  free(from);
+  return KF_OK;
+}
+
 static kf_status read_kv_a(const view *v, float **out, kf_error *e) {
-  return kf_weights_readf(v->s->weights, v->a->rank + 2 * v->pairs, v->hidden, out, e, "model.layers.%d.self_attn.%s.weight",
-                          v->layer, kf_weights_kv_a(v->s->config));
+  KF_TRY(kf_weights_readf(v->s->weights, v->a->rank + 2 * v->pairs, v->hidden, out, e, "model.layers.%d.self_attn.%s.weight",
+                          v->layer, kf_weights_kv_a(v->s->config)));
+  kf_status s = v->s->basis ? multiply(v->s->basis[v->layer].to, NULL, v->a->rank, v->hidden, *out, e) : KF_OK;
+  if (s != KF_OK) free(*out);
+  return s;
+}
+
+static kf_status read_kv_b(const view *v, float **out, kf_error *e) {
+  int64_t rows = kf_attention_kv_b_rows(v->a);
+  KF_TRY(kf_weights_readf(v->s->weights, rows, v->a->rank, out, e, "model.layers.%d.self_attn.kv_b_proj.weight", v->layer));
+  kf_status s = v->s->basis ? multiply(NULL, v->s->basis[v->layer].from, rows, v->a->rank, *out, e) : KF_OK;
+  if (s != KF_OK) free(*out);
+  return s;
 }
 
 /* to: zeroed [rank + rope, hidden]. A real norm, over the layer's own rank and with its own eps, is what the norm over the
@@ -209,8 +230,7 @@ static kf_status make_kv_b(const view *v, kf_stock_kind kind, float *to, kf_erro
   const kf_stock *s = v->s;
   const kf_attention_config *a = v->a;
   float *kv_b;
-  KF_TRY(kf_weights_readf(s->weights, kf_attention_kv_b_rows(a), a->rank, &kv_b, e, "model.layers.%d.self_attn.kv_b_proj.weight",
-                          v->layer));
+  KF_TRY(read_kv_b(v, &kv_b, e));
   for (int64_t h = 0; h < a->heads; h++) {
     const float *keys = kv_b + h / (a->heads / a->kv_heads) * (v->nope + s->v) * a->rank;
     for (int64_t i = 0; i < v->nope && kind != KF_STOCK_V_B; i++)

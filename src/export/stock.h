@@ -25,6 +25,11 @@ typedef enum kf_stock_kind {
   KF_STOCK_DOWN,
 } kf_stock_kind;
 
+/* R and its inverse, [rank, rank]: the target's latents are R c (stock_basis.h). */
+typedef struct kf_stock_basis {
+  double *to, *from;
+} kf_stock_basis;
+
 typedef struct kf_stock {
   const kf_config *config;
   const kf_weights *weights;
@@ -39,6 +44,8 @@ typedef struct kf_stock {
   double rope_gain;   /* the scaling's factor on cosine and sine, squared: the target's has none */
   double eps;         /* of every norm in the target */
   double stream;      /* the residual stream is scaled by this, sqrt(eps / the source's): all norms give what they gave */
+  /* [layers]; NULL: the model's own */
+  kf_stock_basis *basis;
 } kf_stock;
 
 typedef struct kf_stock_target {
@@ -65,7 +72,9 @@ typedef kf_status (*kf_stock_visit)(void *user, const kf_stock_tensor *t, kf_err
 kf_status kf_stock_each(const kf_stock *s, kf_stock_visit visit, void *user, kf_error *e);
 /* The converted model's name of a tensor that is in the target as it is; NULL: it is made, or scaled. */
 const char *kf_stock_unchanged(const kf_stock *s, const kf_stock_tensor *t, char name[96]);
-/* Its numbers, freed with free(). */
+/* A layer's full query [heads d_qk, hidden], a low-rank one multiplied out; freed with free(). */
+kf_status kf_stock_query(const kf_stock *s, int layer, float **out, kf_error *e);
+/* A tensor's numbers, freed with free(). */
 kf_status kf_stock_read(const kf_stock *s, const kf_stock_tensor *t, float **out, kf_error *e);
 
 #endif

@@ -21,6 +21,8 @@ is copied 0
 answers "$kvfold" export "$work/model" "$work/padded" --pad 512 --json
 answers "$kvfold" info "$work/padded" --json
 is cache_elements_per_token 4608
+answers "$kvfold" export "$work/model" "$work/turned.gguf" --f16-latents --json
+is tensors 90
 
 expect 1 "$kvfold" export "$work/model" "$work/hf"
 says exists

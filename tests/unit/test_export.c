@@ -12,6 +12,8 @@
 
 #include "base/json.h"
 #include "export/export.h"
+#include "export/stock_basis.h"
+#include "linalg/linalg.h"
 
 static const char books[] = KVFOLD_SOURCE_DIR "/examples/books-7m";
 static char scratch[] = "/tmp/kvfold-export-XXXXXX";
@@ -285,6 +287,83 @@ static void test_pad(void **state) {
     double d = difference("source", "padded");
     if (!(d < 1e-5)) fail_msg("settings %d: the padded model's logits differ by %g", i, d);
   }
+}
+
+/* ------------------------------------------------------------------------------------------------ f16 latents */
+
+enum { N = 12 };
+
+static double diagonals(const double *m, const double *g) {
+  double sum = 0;
+  for (int i = 0; i < N; i++) sum += m[i * N + i] * g[i * N + i];
+  return sum;
+}
+
+/* The second moment of `samples` vectors near a mean of this size. */
+static void near_mean(double mean, int samples, int seed, double *out) {
+  memset(out, 0, N * N * sizeof *out);
+  for (int s = 0; s < samples; s++) {
+    double x[N];
+    for (int i = 0; i < N; i++) x[i] = mean * cos(i + 1) + (double)((s * 131 + i * 71 + seed) * 7919 % 1009) / 1009 - 0.5;
+    for (int i = 0; i < N * N; i++) out[i] += x[i / N] * x[i % N] / samples;
+  }
+}
+
+/* Both moments come out with one trace and even diagonals, from which the cost is least; R^-1 is one. */
+static void test_least_roundoff(void **state) {
+  (void)state;
+  kf_error e = {0};
+  kf_stock_basis b;
+  double m[N * N], g[N * N], m0[N * N], g0[N * N], half[N * N], m1[N * N], g1[N * N];
+  near_mean(3, 60, 1, m0);
+  near_mean(0, 60, 5, g0);
+  memcpy(m, m0, sizeof m);
+  memcpy(g, g0, sizeof g);
+  assert_int_equal(kf_least_roundoff(m, g, N, &b, &e), KF_OK);
+  kf_gemm(false, false, N, N, N, 1, b.to, b.from, 0, half);
+  for (int i = 0; i < N * N; i++) assert_true(fabs(half[i] - (i % (N + 1) == 0)) < 1e-9);
+  kf_gemm(false, false, N, N, N, 1, b.to, m0, 0, half);
+  kf_gemm(false, true, N, N, N, 1, half, b.to, 0, m1);
+  kf_gemm(true, false, N, N, N, 1, b.from, g0, 0, half);
+  kf_gemm(false, false, N, N, N, 1, half, b.from, 0, g1);
+  double trace = 0, other = 0;
+  for (int i = 0; i < N; i++) trace += m1[i * N + i], other += g1[i * N + i];
+  assert_true(fabs(trace - other) < 1e-9 * trace);
+  double cost = diagonals(m1, g1), least = trace * trace / N;
+  if (!(cost < 1.2 * least && cost < 0.5 * diagonals(m0, g0)))
+    fail_msg("the cost is %g, the least %g, before %g", cost, least, diagonals(m0, g0));
+  free(b.to);
+  free(b.from);
+
+  memset(m, 0, sizeof m);
+  memset(g, 0, sizeof g);
+  assert_int_equal(kf_least_roundoff(m, g, N, &b, &e), KF_OK);
+  for (int i = 0; i < N * N; i++) assert_true(isfinite(b.to[i]) && isfinite(b.from[i]));
+  free(b.to);
+  free(b.from);
+}
+
+/* Another basis, the same model; ranks differ from layer to layer. */
+static void test_f16_latents(void **state) {
+  (void)state;
+  const kf_export_options turned = {.format = "deepseek-v3", .dtype = "f32", .f16_latents = true};
+  convert(books, "source", "x-ecomla", (const char *[]){"kv_energy", "0.9", "q_rank", "100", NULL});
+  export("source", "plain", &directory);
+  export("source", "turned", &turned);
+  double d = difference("source", "turned");
+  if (!(d < 1e-5)) fail_msg("the exported model's logits differ by %g", d);
+  kf_error e = {0};
+  kf_source *a, *b;
+  int64_t count;
+  assert_int_equal(kf_source_open(in_scratch("plain"), &a, &e), KF_OK);
+  assert_int_equal(kf_source_open(in_scratch("turned"), &b, &e), KF_OK);
+  float *x = numbers(kf_source_find(a, "model.layers.3.self_attn.kv_b_proj.weight"), &count),
+        *y = numbers(kf_source_find(b, "model.layers.3.self_attn.kv_b_proj.weight"), &count);
+  assert_memory_not_equal(x, y, (size_t)count * sizeof *x);
+  free(x);
+  free(y);
+  kf_source_close(a);
+  kf_source_close(b);
 }
 
 /* ------------------------------------------------------------------------------------------------ RoPE scaling */
@@ -613,6 +692,9 @@ static void test_refusals(void **state) {
   refuse("source", "no", (kf_export_options){.pad = 16}, KF_ERROR_USAGE, "--pad 16 is below the model's");
   refuse("source", "no", (kf_export_options){.pad = -1}, KF_ERROR_USAGE, "pad -1");
   refuse("source", "source", directory, KF_ERROR_IO, "exists");
+  convert(books, "normed", "x-ecomla", (const char *[]){"latent_norm", "true", NULL});
+  refuse("normed", "no", (kf_export_options){.format = "gguf", .f16_latents = true}, KF_ERROR_INPUT,
+         "layer 0 normalises its latents");
   refuse_layer("rope_index", json_pack("[i,i,i,i,i,i,i,i]", 0, 1, 2, 3, 4, 5, 6, 6),
                "layer 3 rotates two pairs by the same frequency");
   refuse_layer("rope", json_pack("{s:i, s:f, s:n}", "dim", 16, "theta", 5000.0, "rope_scaling"),
@@ -634,11 +716,14 @@ static void test_refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_directory),     cmocka_unit_test(test_peers),  cmocka_unit_test(test_table),
-      cmocka_unit_test(test_gguf),          cmocka_unit_test(test_small),  cmocka_unit_test(test_pad),
-      cmocka_unit_test(test_rope_scaling),  cmocka_unit_test(test_source), cmocka_unit_test(test_tokenizer),
-      cmocka_unit_test(test_sentencepiece), cmocka_unit_test(test_pre),    cmocka_unit_test(test_writer),
-      cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_directory),    cmocka_unit_test(test_peers),
+      cmocka_unit_test(test_table),        cmocka_unit_test(test_gguf),
+      cmocka_unit_test(test_small),        cmocka_unit_test(test_pad),
+      cmocka_unit_test(test_rope_scaling), cmocka_unit_test(test_source),
+      cmocka_unit_test(test_tokenizer),    cmocka_unit_test(test_sentencepiece),
+      cmocka_unit_test(test_pre),          cmocka_unit_test(test_writer),
+      cmocka_unit_test(test_refusals),     cmocka_unit_test(test_least_roundoff),
+      cmocka_unit_test(test_f16_latents),
   };
   return cmocka_run_group_tests_name("export", tests, make_scratch, remove_scratch);
 }
