@@ -8,6 +8,7 @@
 
 enum { STEPS = 8, BLOCK = 128 /* queries whose scores are formed together */ };
 static const double input_ridge = 1e-3, key_ridge = 1e-3; /* of the preconditioner, of the mean of a diagonal */
+static const double f32_noise = 1e-6;                     /* of sums of products, which a difference of two is left with */
 
 typedef struct layer_data {
   const kf_fold_source *source;
@@ -164,6 +165,7 @@ static void take_keys(head_data *h) {
 static kf_status condition_keys(head_data *h, double *moment, kf_error *e) {
   const layer_data *l = h->l;
   int64_t m = l->m, n = l->n, width = l->width;
+  double size = 0, mean = 0, *block = h->direction; /* borrowed */
   memset(moment, 0, (size_t)(width * width) * sizeof *moment);
   for (int w = 0; w < l->x->fit; w++) {
     const float *a = h->a + w * m * m, *key = h->key + w * m * width;
@@ -174,15 +176,16 @@ static kf_status condition_keys(head_data *h, double *moment, kf_error *e) {
       for (int64_t i = 0; i < width; i++) h->g[s * width + i] = sqrtf(h->y[s]) * key[s * width + i];
     kf_gemm_f32(true, false, width, width, m, h->g, h->g, h->flat);
     for (int64_t i = 0; i < width * width; i++) moment[i] += h->flat[i];
+    for (int64_t i = 0; i < n; i++) size += h->flat[i * width + i] / (double)n;
     kf_gemm_f32(false, false, m, width, m, a, key, h->g);
     kf_gemm_f32(true, false, width, width, m, h->g, h->g, h->flat);
     for (int64_t i = 0; i < width * width; i++) moment[i] -= h->flat[i];
   }
-  double mean = 0, *block = h->direction; /* borrowed */
   for (int64_t i = 0; i < n; i++) mean += moment[i * width + i] / (double)n;
+  double ridge = key_ridge * mean + f32_noise * size + 1e-30;
   for (int64_t i = 0; i < n; i++)
     for (int64_t j = 0; j < n; j++) {
-      block[i * n + j] = moment[i * width + j] + (i == j ? key_ridge * mean + 1e-30 : 0);
+      block[i * n + j] = moment[i * width + j] + (i == j ? ridge : 0);
       h->through[i * n + j] = i == j;
     }
   KF_TRY(kf_solve_positive(block, n, n, h->through, e));
@@ -190,8 +193,8 @@ static kf_status condition_keys(head_data *h, double *moment, kf_error *e) {
   for (int64_t i = 0; i < n; i++) memcpy(h->key_inverse + i * width, h->through + i * n, (size_t)n * sizeof(double));
   for (int64_t j = 0; j < l->pairs; j++) {
     int64_t re = n + j, im = re + l->pairs;
-    double size = (moment[re * width + re] + moment[im * width + im]) / 2 + key_ridge * mean + 1e-30;
-    h->key_inverse[re * width + re] = h->key_inverse[im * width + im] = 1 / size;
+    double energy = (moment[re * width + re] + moment[im * width + im]) / 2 + ridge;
+    h->key_inverse[re * width + re] = h->key_inverse[im * width + im] = 1 / energy;
   }
   return KF_OK;
 }

@@ -422,17 +422,18 @@ static void solve(int n, cplx *a, cplx *b) {
 }
 
 /* The normal equations over rotations and calibration keys: with P = E[p p^H] and Gram of the rotations of KV head g,
- * sum_j beta_j P_ji gram[th_j, th_i] = gram[f, th_i] E[k_gf conj(p_i)] for every i. */
+ * sum_j beta_j P_ji gram[th_j, th_i] = gram[f, th_i] E[k_gf conj(p_i)] for every i. The ridge, a part of the channel's own
+ * energy, keeps pairs that hardly turn within a window from being taken many times over, against the latents: what is
+ * left of such differences in a cache of 16 bits is noise. */
 static void fit_pair(const kf_rope_problem *p, const kf_channels *c, const cplx *P, const cplx *cross, int64_t row,
                      const cplx *gram, cplx *a, cplx *b) {
+  static const double ridge = 1e-4;
   int F = p->pairs, J = c->count;
-  double trace = 0;
   for (int i = 0; i < J; i++) {
     for (int j = 0; j < J; j++) a[i * J + j] = P[j * J + i] * gram[(int64_t)c->frequency[j] * F + c->frequency[i]];
+    a[i * J + i] += ridge * creal(P[i * J + i]) + 1e-30;
     b[i] = gram[row % F * F + c->frequency[i]] * cross[row * J + i];
-    trace += creal(a[i * J + i]);
   }
-  for (int i = 0; i < J; i++) a[i * J + i] += 1e-9 * trace / J;
   solve(J, a, b);
 }
 

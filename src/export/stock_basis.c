@@ -6,7 +6,7 @@
 
 #include "convert/calibrator.h"
 #include "convert/projections.h"
-#include "convert/self_samples.h"
+#include "convert/corpus_windows.h"
 #include "export/stock.h"
 #include "linalg/linalg.h"
 
