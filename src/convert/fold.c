@@ -1,7 +1,6 @@
 /* fold: the settings, and the session that maps layer after layer in the chosen variant. */
 #include "convert/fold.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -40,37 +39,6 @@ kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
 
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs) {
   return kf_plan_rotates(f->p, layer) ? pairs : 0;
-}
-
-/* What is tried where the settings leave it open: parts of the budget that measured best (docs/METHODS.md). A stock table has
- * each frequency once, so there is nothing to select but its stride. */
-static const struct {
-  bool stock, greedy;
-  double part;
-  int stride;
-} variants[] = {{false, false, 1.0 / 12, 0}, {false, false, 1.0 / 8, 0}, {false, true, 1.0 / 8, 0}, {false, true, 1.0 / 5, 0},
-                {true, false, 1.0 / 12, 1},  {true, false, 1.0 / 12, 2}, {true, false, 1.0 / 8, 1}, {true, false, 1.0 / 8, 2}};
-
-static bool listed(const kf_fold *f, const kf_candidate *c) {
-  for (int i = 0; i < f->candidates; i++)
-    if (f->candidate[i].greedy == c->greedy && f->candidate[i].pairs == c->pairs && f->candidate[i].stride == c->stride)
-      return true;
-  return false;
-}
-
-static kf_status list_candidates(kf_fold *f, kf_error *e) {
-  const kf_value *pairs = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION];
-  int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
-  for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
-    int J = pairs->given ? (int)pairs->integer : (int)lround(variants[i].part * (double)f->elements);
-    kf_candidate c = {.greedy = variants[i].greedy, .pairs = J < 1 ? 1 : J > most ? most : J, .stride = variants[i].stride};
-    if (variants[i].stock != f->stock || 2 * c.pairs >= f->elements || (c.pairs - 1) * c.stride >= F || listed(f, &c)) continue;
-    if (!f->stock && selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != c.greedy) continue;
-    f->candidate[f->candidates++] = c;
-  }
-  if (f->candidates) return KF_OK;
-  return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements leaves no room for rotated pairs and latents",
-                 (long long)f->elements);
 }
 
 /* ---------------------------------------------------------------------------------------------- the store */
@@ -153,12 +121,12 @@ kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out
 
 static kf_status begin(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
   int64_t hidden = f->config->hidden, window = f->p->value[KF_FOLD_WINDOW_KEY].integer;
-  KF_TRY(list_candidates(f, e));
+  f->all.window = f->config->context < window ? f->config->context : window;
+  KF_TRY(kf_fold_list_candidates(f, e));
   KF_TRY(kf_device_open_cpu(f->p->o->compute, f->p->o->threads, &f->device, e));
   f->threads = f->device->threads;
   KF_TRY(kf_run_create(f->device, f->config, &f->run, e));
   f->all.config = f->config;
-  f->all.window = f->config->context < window ? f->config->context : window;
   KF_TRY(kf_corpus_cut(corpus, f->all.window, &f->ids, &f->all.windows, e));
   KF_TRY(kf_corpus_windows(corpus, f->weights, f->all.window, &f->all.x, &f->all.windows, e));
   size_t bytes = (size_t)(f->all.windows * f->all.window * hidden) * sizeof *f->all.x;

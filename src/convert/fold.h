@@ -11,7 +11,7 @@
 enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY }; /* of kf_fold_keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };                                                   /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
-enum { KF_FOLD_CANDIDATES = 4 };
+enum { KF_FOLD_CANDIDATES = 5 };
 
 typedef struct kf_candidate {
   bool greedy;
@@ -49,6 +49,8 @@ kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer
 /* Statistics of a layer to or from the store, in the order of the layers. */
 kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e);
 
+/* What is tried where the settings leave it open. Errors: a budget without room. */
+kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e);
 /* Runs the source once over all windows: statistics into the store, every candidate converted (without refit) and judged. */
 kf_status kf_fold_choose(kf_fold *f, kf_error *e);
 /* Nearness to the source of streams that went through all layers; converted: [held-out windows, window, hidden]. */

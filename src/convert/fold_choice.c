@@ -5,6 +5,80 @@
 
 #include "convert/fold.h"
 
+/* ---------------------------------------------------------------------------------------------- candidates */
+
+static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
+  const kf_value *given = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION];
+  int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
+  int64_t J = given->given ? given->integer : pairs;
+  kf_candidate c = {.greedy = greedy, .pairs = (int)(J < 1 ? 1 : J > most ? most : J), .stride = stride};
+  if (f->candidates == KF_FOLD_CANDIDATES || 2 * c.pairs >= f->elements || (int64_t)(c.pairs - 1) * stride >= F) return;
+  if (!f->stock && selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != greedy) return;
+  for (int i = 0; i < f->candidates; i++)
+    if (f->candidate[i].greedy == greedy && f->candidate[i].pairs == c.pairs && f->candidate[i].stride == stride) return;
+  f->candidate[f->candidates++] = c;
+}
+
+/* Pairs that turn by a radian or more within a window: what hardly turns can do without a rotation. At least 1. */
+static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
+  int F = f->config->head_dim / 2;
+  double *frequency, gain;
+  KF_NEW(frequency, F, e);
+  for (int i = 0; i < f->config->layers; i++)
+    if (kf_plan_rotates(f->p, i)) {
+      kf_rope_frequencies(&f->config->layer[i].attention.rope, f->all.window, frequency, &gain);
+      break;
+    }
+  *out = 0;
+  for (int i = 0; i < F; i++) *out += frequency[i] * (double)f->all.window >= 1;
+  free(frequency);
+  *out = *out < 1 ? 1 : *out;
+  return KF_OK;
+}
+
+/* A table of every s-th frequency that reaches over the turning pairs needs turning / s of them. Tried: every s for which these
+ * are from a sixteenth to a quarter of the budget; and an eighth of the budget, where that is more than all that turn. */
+static void add_tables(kf_fold *f, int turning) {
+  int64_t budget = f->elements, eighth = budget / 8 < 1 ? 1 : budget / 8;
+  for (int s = 1; s <= 4; s++) {
+    int pairs = (turning + s - 1) / s;
+    if (4 * pairs <= budget && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
+  }
+  if (eighth > turning) add(f, false, eighth, 1);
+  if (!f->candidates) add(f, false, eighth, turning / (int)eighth < 1 ? 1 : turning / (int)eighth);
+}
+
+/* The strides at which the given number of pairs just does not, and does, reach over the turning ones. */
+static void add_strides(kf_fold *f, int turning, int pairs) {
+  add(f, false, pairs, turning / pairs < 1 ? 1 : turning / pairs);
+  add(f, false, pairs, (turning + pairs - 1) / pairs);
+}
+
+/* Any frequencies: parts of the budget that measured best. */
+static void add_selections(kf_fold *f) {
+  static const struct {
+    bool greedy;
+    double part;
+  } variants[] = {{false, 1.0 / 12}, {false, 1.0 / 8}, {true, 1.0 / 8}, {true, 1.0 / 5}};
+  for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
+    add(f, variants[i].greedy, lround(variants[i].part * (double)f->elements), 0);
+}
+
+kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e) {
+  const kf_value *pairs = &f->p->value[KF_FOLD_ROPE_PAIRS];
+  int turning;
+  KF_TRY(turning_pairs(f, &turning, e));
+  if (!f->stock)
+    add_selections(f);
+  else if (pairs->given)
+    add_strides(f, turning, (int)pairs->integer);
+  else
+    add_tables(f, turning);
+  if (f->candidates) return KF_OK;
+  return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements leaves no room for rotated pairs and latents",
+                 (long long)f->elements);
+}
+
 /* ---------------------------------------------------------------------------------------------- one pass of the source */
 
 typedef struct collector {
@@ -130,11 +204,10 @@ static kf_status judge_candidates(kf_fold *f, kf_error *e) {
     kf_candidate *c = &f->candidate[i];
     c->nearness = nearness[i];
     if (c->nearness.kl < f->candidate[f->best].nearness.kl) f->best = i;
-    kf_note(f->p->hooks, "%d rotated pairs, %s: KL %.4f on held-out calibration text, before refits", c->pairs,
-            c->greedy        ? "greedy"
-            : !c->stride     ? "fold"
-            : c->stride == 1 ? "stock table"
-                             : "stock table of every second frequency",
+    char table[48] = "stock table";
+    if (!c->stride) snprintf(table, sizeof table, "%s selection", c->greedy ? "greedy" : "fold");
+    if (c->stride > 1) snprintf(table, sizeof table, "stock table, every %d. frequency", c->stride);
+    kf_note(f->p->hooks, "%d rotated pairs, %s: KL %.4f on held-out calibration text, before refits", c->pairs, table,
             c->nearness.kl);
   }
   return KF_OK;
