@@ -64,7 +64,7 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool w
 
 /* ---------------------------------------------------------------------------------------------- layers */
 
-kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_candidate *c,
+kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c,
                            const kf_channels *longest, kf_channels *out, kf_error *e) {
   int pairs = kf_fold_pairs(f, layer, c->pairs);
   kf_channels pursuit = {0};
@@ -80,7 +80,7 @@ kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer
 }
 
 static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
-  const kf_candidate *c = &f->candidate[f->best];
+  const kf_fold_candidate *c = &f->candidate[f->best];
   kf_fold_source source = {0};
   kf_attention_statistics statistics = {0};
   kf_rope_problem problem = {0};
@@ -186,7 +186,7 @@ kf_status kf_fold_record(void *session, json_t **out, kf_error *e) {
   kf_nearness outcome;
   float *converted = f->student.stream.x + (f->refit == KF_FOLD_REFIT_NONE ? 0 : f->tune.x - f->all.x);
   KF_TRY(kf_fold_judge(f, &converted, 1, &outcome, e));
-  const kf_candidate *c = &f->candidate[f->best];
+  const kf_fold_candidate *c = &f->candidate[f->best];
   json_t *tried = json_array();
   for (int i = 0; i < f->candidates && f->candidates > 1; i++)
     json_array_append_new(tried, json_pack("{s:s,s:i,s:i,s:f}", "selection", f->candidate[i].greedy ? "greedy" : "fold",

@@ -11,14 +11,14 @@
 enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY }; /* of kf_fold_keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };                                                   /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
-enum { KF_FOLD_CANDIDATES = 5 };
+enum { KF_FOLD_CANDIDATES = 6 };
 
-typedef struct kf_candidate {
+typedef struct kf_fold_candidate {
   bool greedy;
   int pairs, stride; /* stride 0: any frequencies */
   kf_nearness nearness;
   kf_student student;
-} kf_candidate;
+} kf_fold_candidate;
 
 typedef struct kf_fold {
   const kf_plan *p;
@@ -33,7 +33,7 @@ typedef struct kf_fold {
   kf_stream all, fit, tune; /* the source's hidden states: all windows, the first of which are fitted on, the last chosen by */
   float *start;             /* embeddings of all windows */
   int32_t *ids;             /* [windows, window] */
-  kf_candidate candidate[KF_FOLD_CANDIDATES];
+  kf_fold_candidate candidate[KF_FOLD_CANDIDATES];
   int candidates, best;
   FILE *store; /* statistics, layer by layer */
   char scratch[KF_PATH];
@@ -44,7 +44,7 @@ typedef struct kf_fold {
 /* Rotated pairs of a layer: none where the source does not rotate. */
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs);
 /* longest: a pursuit of at least as many pairs, of which it is a part; or NULL. */
-kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_candidate *c,
+kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c,
                            const kf_channels *longest, kf_channels *out, kf_error *e);
 /* Statistics of a layer to or from the store, in the order of the layers. */
 kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e);

@@ -11,7 +11,7 @@ static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
   const kf_value *given = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION];
   int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
   int64_t J = given->given ? given->integer : pairs;
-  kf_candidate c = {.greedy = greedy, .pairs = (int)(J < 1 ? 1 : J > most ? most : J), .stride = stride};
+  kf_fold_candidate c = {.greedy = greedy, .pairs = (int)(J < 1 ? 1 : J > most ? most : J), .stride = stride};
   if (f->candidates == KF_FOLD_CANDIDATES || 2 * c.pairs >= f->elements || (int64_t)(c.pairs - 1) * stride >= F) return;
   if (!f->stock && selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != greedy) return;
   for (int i = 0; i < f->candidates; i++)
@@ -37,15 +37,17 @@ static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
 }
 
 /* A table of every s-th frequency that reaches over the turning pairs needs turning / s of them. Tried: every s for which these
- * are from a sixteenth to a quarter of the budget; and an eighth of the budget, where that is more than all that turn. */
+ * are from a sixteenth to a quarter of the budget; a twelfth of the budget, at the stride that comes nearest; and an eighth,
+ * where that is more than all that turn. */
 static void add_tables(kf_fold *f, int turning) {
-  int64_t budget = f->elements, eighth = budget / 8 < 1 ? 1 : budget / 8;
+  int64_t budget = f->elements, twelfth = budget / 12 < 1 ? 1 : budget / 12, eighth = budget / 8;
+  int nearest = (int)lround((double)turning / (double)twelfth);
   for (int s = 1; s <= 4; s++) {
     int pairs = (turning + s - 1) / s;
     if (4 * pairs <= budget && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
   }
+  add(f, false, twelfth, nearest < 1 ? 1 : nearest);
   if (eighth > turning) add(f, false, eighth, 1);
-  if (!f->candidates) add(f, false, eighth, turning / (int)eighth < 1 ? 1 : turning / (int)eighth);
 }
 
 /* The strides at which the given number of pairs just does not, and does, reach over the turning ones. */
@@ -123,7 +125,7 @@ typedef struct material {
   kf_channels longest;
 } material;
 
-static kf_status map_candidate(const kf_fold *f, kf_candidate *c, const material *m, kf_error *e) {
+static kf_status map_candidate(const kf_fold *f, kf_fold_candidate *c, const material *m, kf_error *e) {
   kf_channels channels;
   KF_TRY(kf_fold_channels(f, &m->problem, m->index, c, f->stock ? NULL : &m->longest, &channels, e));
   kf_status s =
@@ -143,7 +145,7 @@ static kf_status map_candidates(kf_fold *f, const material *m, kf_error *e) {
 }
 
 /* Runs the candidate's layer over its stream of held-out windows. */
-static kf_status run_candidate(kf_fold *f, kf_candidate *c, int index, const kf_layer *teacher, kf_error *e) {
+static kf_status run_candidate(kf_fold *f, kf_fold_candidate *c, int index, const kf_layer *teacher, kf_error *e) {
   kf_mapped *mapped = &c->student.mapped[index];
   kf_layer layer;
   c->student.layer[index].attention = mapped->attention;
@@ -201,7 +203,7 @@ static kf_status judge_candidates(kf_fold *f, kf_error *e) {
   for (int i = 0; i < f->candidates; i++) stream[i] = f->candidate[i].student.stream.x;
   KF_TRY(kf_fold_judge(f, stream, f->candidates, nearness, e));
   for (int i = 0; i < f->candidates; i++) {
-    kf_candidate *c = &f->candidate[i];
+    kf_fold_candidate *c = &f->candidate[i];
     c->nearness = nearness[i];
     if (c->nearness.kl < f->candidate[f->best].nearness.kl) f->best = i;
     char table[48] = "stock table";

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "base/file.h"
 #include "kvfold/kvfold.h"
@@ -144,9 +145,55 @@ static void test_refusals(void **state) {
   assert_int_equal(convert("tiny", (kf_convert_options){.cache = "2"}, dst, &e), KF_ERROR_INPUT);
 }
 
+/* Pairs and strides that were tried, in the order tried; returns how many. */
+static int tried(const char *converted, int pairs[8], int strides[8]) {
+  char path[320];
+  int count = 0;
+  snprintf(path, sizeof path, "%s/config.json", converted);
+  json_t *config = json_load_file(path, 0, NULL), *list, *one;
+  size_t i;
+  assert_non_null(config);
+  list = json_object_get(json_object_get(json_object_get(json_object_get(config, "kvfold"), "recipe"), "chosen"), "tried");
+  json_array_foreach(list, i, one) {
+    assert_true(count < 8);
+    pairs[count] = (int)json_integer_value(json_object_get(one, "rope_pairs"));
+    strides[count++] = (int)json_integer_value(json_object_get(one, "rope_stride"));
+  }
+  json_decref(config);
+  return count;
+}
+
+/* 11 of the model's 16 pairs turn by a radian in 512 tokens (10000^(-f / 16) 512 >= 1 up to f = 10). */
+static void test_tables_reach_over_turning_pairs(void **state) {
+  (void)state;
+  char dst[256];
+  kf_error e = {0};
+  int pairs[8], strides[8];
+  /* of 32 numbers 11 pairs would be more than a quarter; a twelfth is 2 */
+  static const int wanted[][2] = {{6, 2}, {4, 3}, {3, 4}, {2, 6}};
+  const kf_setting given[] = {{"refit", "none"}, {"rope_pairs", "5"}};
+  kf_convert_options o = {.cache = "12.5%", .settings = given, .setting_count = 1, .calibration_tokens = 2560};
+  assert_int_equal(convert("tables", o, dst, &e), KF_OK);
+  assert_int_equal(tried(dst, pairs, strides), 4);
+  for (int i = 0; i < 4; i++) {
+    assert_int_equal(pairs[i], wanted[i][0]);
+    assert_int_equal(strides[i], wanted[i][1]);
+  }
+  o.setting_count = 2;
+  assert_int_equal(convert("given", o, dst, &e), KF_OK);
+  assert_int_equal(tried(dst, pairs, strides), 2);
+  for (int i = 0; i < 2; i++) {
+    assert_int_equal(strides[i], i + 2);
+    assert_int_equal(pairs[i], 5);
+  }
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_complete), cmocka_unit_test(test_against_the_papers),
-                                     cmocka_unit_test(test_refits_help), cmocka_unit_test(test_in_one_go),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_complete),
+                                     cmocka_unit_test(test_against_the_papers),
+                                     cmocka_unit_test(test_refits_help),
+                                     cmocka_unit_test(test_in_one_go),
+                                     cmocka_unit_test(test_tables_reach_over_turning_pairs),
                                      cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests_name("fold", tests, make_texts, remove_texts);
 }
