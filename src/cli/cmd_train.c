@@ -385,8 +385,9 @@ static const arguments defaults = {.divergence = -1, .loss = -1, .match = -1};
 
 #define OUTPUT_TEXT                                                                                                  \
   " Writes a directory that loads and exports like any other. While it runs, DIR.run holds the last checkpoint and " \
-  "train.jsonl, "                                                                                                    \
-  "one object a step; a run that was killed goes on with --resume, to the same bytes."
+  "train.jsonl, one object a step; a run that was killed goes on with --resume, to the same bytes. Started by "      \
+  "mpirun -n N, N processes train together: each takes its part of every batch, which N must divide, and keeps its " \
+  "part of the optimiser's state."
 #define KEYS                                                                                        \
   "path                   string\n"                                                                 \
   "steps, tokens          of the whole run\n"                                                       \
@@ -424,11 +425,14 @@ const cli_command cli_distill = {
     .description = "Minimises the divergence of the student's prediction of each token from the teacher's: what heals a "
                    "conversion, with the model it was made from, or a larger one, as the teacher." OUTPUT_TEXT,
     .keys = KEYS,
-    .examples = "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 1000000\n"
-                "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 100000 "
-                "--eval examples/books-7m/held-out.txt\n"
-                "kvfold distill books-mla --teacher examples/books-7m --data own.jsonl --out healed --tokens 1000000 --isolate "
-                "--teacher-cache predictions",
+    .examples =
+        "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 1000000\n"
+        "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 100000 "
+        "--eval examples/books-7m/held-out.txt\n"
+        "kvfold distill books-mla --teacher examples/books-7m --data own.jsonl --out healed --tokens 1000000 --isolate "
+        "--teacher-cache predictions\n"
+        "mpirun -n 4 kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 1000000 "
+        "--batch 8 --threads 1",
 };
 
 const cli_command cli_align = {

@@ -240,7 +240,7 @@ static kf_status loop(kf_training *t, kf_error *e) {
 }
 
 static kf_status run(kf_training *t, const char *student, kf_error *e) {
-  KF_TRY(prepare(t, student, e));
+  KF_TRY(kf_peers_agree(t->o->peers, prepare(t, student, e), e)); /* before anything is written */
   KF_TRY(kf_training_directory(t, e));
   KF_TRY(loop(t, e));
   return kf_training_publish(t, e);
