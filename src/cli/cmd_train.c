@@ -16,7 +16,6 @@ typedef struct arguments {
   double rate, warmup, decay, beta1, beta2, eps, weight_decay, clip, ce_weight, kl_weight, temperature, beta, smoothing;
   bool skip_bad, isolated, by_sequence, resume;
   uint64_t seed;
-  kf_peers *peers;
 } arguments;
 
 /* clang-format off */
@@ -129,7 +128,7 @@ static kf_status measure(const arguments *a, const char *model, const kf_hooks *
   kf_text text = {0};
   kf_eval_result r;
   kf_eval_options o = {.max_windows = a->eval_windows ? a->eval_windows : 32, .hooks = *hooks};
-  if (!a->eval || !model || kf_peers_rank(a->peers) != 0) return KF_OK;
+  if (!a->eval || !model || kf_peers_rank(a->common.peers) != 0) return KF_OK;
   kf_status s = kf_text_read(a->eval, &text, e);
   if (s == KF_OK) s = cli_open(model, &a->common, hooks, &m, &t, e);
   if (s == KF_OK) s = kf_eval(m, NULL, t, text.data, text.bytes, &o, &r, e);
@@ -216,7 +215,7 @@ static kf_train_options options_of(const arguments *a, const char *objective, co
                             .dtype = a->dtype,
                             .compute = (kf_compute)a->common.compute,
                             .threads = a->common.threads,
-                            .peers = a->peers};
+                            .peers = a->common.peers};
 }
 
 static int print(const arguments *a, const kf_train_result *r, const score *before, const score *after, const score *teacher) {
@@ -224,7 +223,7 @@ static int print(const arguments *a, const kf_train_result *r, const score *befo
     const char *key;
     const score *s;
   } scores[] = {{"perplexity_before", before}, {"perplexity_after", after}, {"perplexity_teacher", teacher}};
-  if (kf_peers_rank(a->peers) != 0) return CLI_OK;
+  if (kf_peers_rank(a->common.peers) != 0) return CLI_OK;
   if (!a->common.json) {
     printf("%-12s %s\n", "wrote", a->out);
     printf("%-12s %" PRId64 " steps, %" PRId64 " tokens, %" PRId64 " parameters trained\n", "run", r->steps, r->tokens,
@@ -308,7 +307,7 @@ static int train(const arguments *a, const char *objective, const double *weight
   if (s == KF_OK) s = measure(a, a->teacher, &o.hooks, &teacher, &e);
   if (s == KF_OK) s = kf_train(a->common.operand[0], a->out, &o, &r, &e);
   if (s == KF_OK) s = measure(a, a->out, &o.hooks, &after, &e);
-  s = kf_peers_agree(a->peers, s, &e);
+  s = kf_peers_agree(a->common.peers, s, &e);
   cli_report_end(&l.reporter, s == KF_OK);
   if (s != KF_OK) return cli_fail(&e);
   int code = keep_scores(a, &r, &before, &after);
@@ -337,25 +336,19 @@ static int with_recipe(const arguments *a, const kind *k, const char *objective,
 }
 
 /* objective NULL: not given, the recipe's or the command's default. */
-static int run_alone(const arguments *a, const kind *k, const char *objective) {
+static int run(const arguments *a, const kind *k, const char *objective) {
   kf_error e = {0};
   kf_train_options recipe = {0};
   kf_train_recipe *owner = NULL;
   if (!a->out) return cli_say(CLI_USAGE, "%s needs --out DIR", k->command);
   if (k->teacher && !a->teacher) return cli_say(CLI_USAGE, "%s needs --teacher MODEL", k->command);
-  if (a->recipe && kf_train_recipe_read(a->recipe, &owner, &recipe, &e) != KF_OK) return cli_fail(&e);
+  kf_status s = a->recipe ? kf_train_recipe_read(a->recipe, &owner, &recipe, &e) : KF_OK;
+  if (kf_peers_agree(a->common.peers, s, &e) != KF_OK) {
+    kf_train_recipe_free(owner);
+    return cli_fail(&e);
+  }
   int code = with_recipe(a, k, objective, &recipe);
   kf_train_recipe_free(owner);
-  return code;
-}
-
-/* Of processes that train together one has standard output and error: what one of them has to say, rank 0 is told. */
-static int run(arguments *a, const kind *k, const char *objective) {
-  kf_error e = {0};
-  if (kf_peers_join(&a->peers, &e) != KF_OK) return cli_fail(&e);
-  bool heard = kf_peers_rank(a->peers) == 0 || (freopen("/dev/null", "w", stdout) && freopen("/dev/null", "w", stderr));
-  int code = heard ? run_alone(a, k, objective) : CLI_FAILED;
-  kf_peers_leave(a->peers, code != CLI_OK);
   return code;
 }
 
@@ -406,6 +399,7 @@ const cli_command cli_finetune = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_finetune,
+    .together = true,
     .description = "Minimises the cross-entropy of the next token, a mean over the tokens of a step." OUTPUT_TEXT,
     .keys = KEYS,
     .examples = "kvfold finetune books-mla --data text.jsonl.zst --out healed --tokens 1000000\n"
@@ -422,6 +416,7 @@ const cli_command cli_distill = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_distill,
+    .together = true,
     .description = "Minimises the divergence of the student's prediction of each token from the teacher's: what heals a "
                    "conversion, with the model it was made from, or a larger one, as the teacher." OUTPUT_TEXT,
     .keys = KEYS,
@@ -445,6 +440,7 @@ const cli_command cli_align = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_align,
+    .together = true,
     .description = "Each layer of the student takes the teacher's hidden state and is matched to the teacher's next one (squared "
                    "error, as a part of what the teacher's layer adds): layers learn independently, and no logits are "
                    "made. "
@@ -465,6 +461,7 @@ const cli_command cli_dpo = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_dpo,
+    .together = true,
     .description = "Direct preference optimisation: raises the likelihood of chosen answers against rejected ones, relative to a "
                    "frozen reference. Answers longer than --length lose their end." OUTPUT_TEXT,
     .keys = KEYS,

@@ -4,10 +4,13 @@
 
 #include "base/memory.h"
 
+enum { SUMS = 16 }; /* that are made at a time */
+
 struct kf_peers {
   int rank, count;
   bool failed; /* agreed on: nothing is exchanged any more */
   kf_error error;
+  double *sum; /* [count, SUMS] */
 };
 
 int kf_peers_rank(const kf_peers *p) {
@@ -60,6 +63,15 @@ static kf_status join(kf_peers *p, int expected, kf_error *e) {
                  expected);
 }
 
+/* What the others are to say of this one's failure. */
+static void tell(kf_peers *p, kf_status s, const kf_error *e) {
+  const char *why = e ? e->message : "failed";
+  if (p->rank == 0)
+    kf_fail(&p->error, s, "%s", why);
+  else
+    kf_fail(&p->error, s, "process %d: %s", p->rank, why);
+}
+
 kf_status kf_peers_agree(kf_peers *p, kf_status s, kf_error *e) {
   if (!p) return s;
   if (!p->failed) {
@@ -69,8 +81,7 @@ kf_status kf_peers_agree(kf_peers *p, kf_status s, kf_error *e) {
     finish(&wait, 1);
     if (least == p->count) return KF_OK;
     p->failed = true;
-    if (least == p->rank && e) p->error = *e;
-    if (least == p->rank) p->error.status = s;
+    if (least == p->rank) tell(p, s, e);
     MPI_Ibcast(&p->error, sizeof p->error, MPI_BYTE, least, MPI_COMM_WORLD, &wait);
     finish(&wait, 1);
   }
@@ -80,26 +91,22 @@ kf_status kf_peers_agree(kf_peers *p, kf_status s, kf_error *e) {
 
 void kf_peers_leave(kf_peers *p, bool failed) {
   if (!p) return;
-  kf_error e = {.message = "one of the processes ended"};
+  kf_error e = {.message = "ended early"};
   kf_peers_agree(p, failed ? KF_ERROR_INPUT : KF_OK, &e);
   MPI_Finalize();
+  free(p->sum);
   free(p);
 }
 
 void kf_peers_sum(kf_peers *p, double *x, int n) {
-  enum { WIDE = 16 };
   if (!p) return;
-  double *all = malloc((size_t)p->count * WIDE * sizeof *all), mine[WIDE] = {0};
   MPI_Request wait;
-  if (!all || n > WIDE) MPI_Abort(MPI_COMM_WORLD, 1);
-  for (int i = 0; i < n; i++) mine[i] = x[i];
-  MPI_Iallgather(mine, WIDE, MPI_DOUBLE, all, WIDE, MPI_DOUBLE, MPI_COMM_WORLD, &wait);
+  MPI_Iallgather(x, n, MPI_DOUBLE, p->sum, n, MPI_DOUBLE, MPI_COMM_WORLD, &wait);
   finish(&wait, 1);
   for (int i = 0; i < n; i++) {
     x[i] = 0;
-    for (int rank = 0; rank < p->count; rank++) x[i] += all[rank * WIDE + i];
+    for (int rank = 0; rank < p->count; rank++) x[i] += p->sum[rank * n + i];
   }
-  free(all);
 }
 
 int64_t kf_peers_least(kf_peers *p, int64_t number) {
@@ -182,10 +189,12 @@ kf_status kf_peers_join(kf_peers **out, kf_error *e) {
   if (count < 2) return KF_OK;
   kf_peers *p;
   KF_NEW(p, 1, e);
-  kf_status s = join(p, count, e);
-  if (s == KF_OK)
+  kf_status s = (p->sum = kf_alloc((size_t)count * SUMS, sizeof *p->sum, e)) ? join(p, count, e) : KF_ERROR_MEMORY;
+  if (s == KF_OK) {
     *out = p;
-  else
-    free(p);
+    return s;
+  }
+  free(p->sum);
+  free(p);
   return s;
 }

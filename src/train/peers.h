@@ -8,7 +8,7 @@
 #include "base/error.h"
 
 int kf_peers_count(const kf_peers *p); /* 1: alone */
-/* Every x [n] becomes the sum over the ranks. */
+/* Every x [n], of 16 at most, becomes the sum over the ranks. */
 void kf_peers_sum(kf_peers *p, double *x, int n);
 /* The least of all ranks' numbers. */
 int64_t kf_peers_least(kf_peers *p, int64_t number);
