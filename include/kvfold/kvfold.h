@@ -299,6 +299,19 @@ typedef struct kf_train_step {
   double rate, gradient_norm, tokens_per_second;
 } kf_train_step;
 
+/* The processes that an MPI launcher (mpirun -n N) started to train one model together; NULL: this one is alone. */
+typedef struct kf_peers kf_peers;
+
+/* Once in a process; *out is NULL when it was started alone. Errors: it was not, and kvfold was built without MPI or with another
+ * one. */
+kf_status kf_peers_join(kf_peers **out, kf_error *e);
+int kf_peers_rank(const kf_peers *p); /* 0 .. N - 1: rank 0 reads, writes and speaks for all; 0 alone */
+/* All call it, each with how it fared: KF_OK if that was everyone's, else the failure of the lowest rank that has one. A failure
+ * is final: every later call returns it at once. */
+kf_status kf_peers_agree(kf_peers *p, kf_status s, kf_error *e);
+/* Waits for the others, which learn whether this one failed; frees p. Nothing else can be called with MPI after it. */
+void kf_peers_leave(kf_peers *p, bool failed);
+
 /* Zero and NULL stand for the default, which is given behind each. */
 typedef struct kf_train_options {
   const char *objective; /* kf_objective_name(): "ce" */
@@ -334,8 +347,9 @@ typedef struct kf_train_options {
   const char *dtype;  /* "f32", "bf16", "f16" of the weights written: the student's */
   kf_compute compute;
   int threads;
+  kf_peers *peers; /* train together: all ranks call kf_train with the same arguments, which ends the same way in all */
   kf_hooks hooks;
-  /* After every step; may be NULL. */
+  /* After every step, on rank 0; may be NULL. */
   void (*on_step)(void *user, const kf_train_step *step);
   void *user;
 } kf_train_options;
@@ -351,7 +365,7 @@ typedef struct kf_train_result {
  * checkpoint, put in place by one rename each time, and train.jsonl, one object a step. The same input gives the same bytes, also
  * when it was interrupted and resumed. Errors: OUT exists; OUT.run exists and resume was not asked; another vocabulary; data that
  * cannot be used; a loss that is not finite (the step, the first tensor concerned; the checkpoint stays); a device or layer that
- * does not train. out may be NULL. */
+ * does not train; a batch that the ranks do not divide (KF_ERROR_USAGE). out may be NULL. */
 kf_status kf_train(const char *student, const char *out_path, const kf_train_options *o, kf_train_result *out, kf_error *e);
 
 /* A recipe file (YAML): fields of kf_train_options by their names, those that say where and how a run is made (teacher, caches,

@@ -128,7 +128,7 @@ static kf_status measure(const arguments *a, const char *model, const kf_hooks *
   kf_text text = {0};
   kf_eval_result r;
   kf_eval_options o = {.max_windows = a->eval_windows ? a->eval_windows : 32, .hooks = *hooks};
-  if (!a->eval || !model) return KF_OK;
+  if (!a->eval || !model || kf_peers_rank(a->common.peers) != 0) return KF_OK;
   kf_status s = kf_text_read(a->eval, &text, e);
   if (s == KF_OK) s = cli_open(model, &a->common, hooks, &m, &t, e);
   if (s == KF_OK) s = kf_eval(m, NULL, t, text.data, text.bytes, &o, &r, e);
@@ -142,7 +142,7 @@ static kf_status measure(const arguments *a, const char *model, const kf_hooks *
 /* For kvfold plot: perplexities by the tokens that came before. */
 static int keep_scores(const arguments *a, const kf_train_result *r, const score *before, const score *after) {
   char path[4096];
-  if (!before->known) return CLI_OK;
+  if (!before->known) return CLI_OK; /* as on every rank but 0 */
   FILE *f = snprintf(path, sizeof path, "%s/held-out.jsonl", a->out) < (int)sizeof path ? fopen(path, "w") : NULL;
   if (f)
     fprintf(f,
@@ -214,7 +214,8 @@ static kf_train_options options_of(const arguments *a, const char *objective, co
                             .resume = a->resume,
                             .dtype = a->dtype,
                             .compute = (kf_compute)a->common.compute,
-                            .threads = a->common.threads};
+                            .threads = a->common.threads,
+                            .peers = a->common.peers};
 }
 
 static int print(const arguments *a, const kf_train_result *r, const score *before, const score *after, const score *teacher) {
@@ -222,6 +223,7 @@ static int print(const arguments *a, const kf_train_result *r, const score *befo
     const char *key;
     const score *s;
   } scores[] = {{"perplexity_before", before}, {"perplexity_after", after}, {"perplexity_teacher", teacher}};
+  if (kf_peers_rank(a->common.peers) != 0) return CLI_OK;
   if (!a->common.json) {
     printf("%-12s %s\n", "wrote", a->out);
     printf("%-12s %" PRId64 " steps, %" PRId64 " tokens, %" PRId64 " parameters trained\n", "run", r->steps, r->tokens,
@@ -305,6 +307,7 @@ static int train(const arguments *a, const char *objective, const double *weight
   if (s == KF_OK) s = measure(a, a->teacher, &o.hooks, &teacher, &e);
   if (s == KF_OK) s = kf_train(a->common.operand[0], a->out, &o, &r, &e);
   if (s == KF_OK) s = measure(a, a->out, &o.hooks, &after, &e);
+  s = kf_peers_agree(a->common.peers, s, &e);
   cli_report_end(&l.reporter, s == KF_OK);
   if (s != KF_OK) return cli_fail(&e);
   int code = keep_scores(a, &r, &before, &after);
@@ -339,7 +342,11 @@ static int run(const arguments *a, const kind *k, const char *objective) {
   kf_train_recipe *owner = NULL;
   if (!a->out) return cli_say(CLI_USAGE, "%s needs --out DIR", k->command);
   if (k->teacher && !a->teacher) return cli_say(CLI_USAGE, "%s needs --teacher MODEL", k->command);
-  if (a->recipe && kf_train_recipe_read(a->recipe, &owner, &recipe, &e) != KF_OK) return cli_fail(&e);
+  kf_status s = a->recipe ? kf_train_recipe_read(a->recipe, &owner, &recipe, &e) : KF_OK;
+  if (kf_peers_agree(a->common.peers, s, &e) != KF_OK) {
+    kf_train_recipe_free(owner);
+    return cli_fail(&e);
+  }
   int code = with_recipe(a, k, objective, &recipe);
   kf_train_recipe_free(owner);
   return code;
@@ -371,8 +378,9 @@ static const arguments defaults = {.divergence = -1, .loss = -1, .match = -1};
 
 #define OUTPUT_TEXT                                                                                                  \
   " Writes a directory that loads and exports like any other. While it runs, DIR.run holds the last checkpoint and " \
-  "train.jsonl, "                                                                                                    \
-  "one object a step; a run that was killed goes on with --resume, to the same bytes."
+  "train.jsonl, one object a step; a run that was killed goes on with --resume, to the same bytes. Started by "      \
+  "mpirun -n N, N processes train together: each takes its part of every batch, which N must divide, and keeps its " \
+  "part of the optimiser's state."
 #define KEYS                                                                                        \
   "path                   string\n"                                                                 \
   "steps, tokens          of the whole run\n"                                                       \
@@ -391,6 +399,7 @@ const cli_command cli_finetune = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_finetune,
+    .together = true,
     .description = "Minimises the cross-entropy of the next token, a mean over the tokens of a step." OUTPUT_TEXT,
     .keys = KEYS,
     .examples = "kvfold finetune books-mla --data text.jsonl.zst --out healed --tokens 1000000\n"
@@ -407,14 +416,18 @@ const cli_command cli_distill = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_distill,
+    .together = true,
     .description = "Minimises the divergence of the student's prediction of each token from the teacher's: what heals a "
                    "conversion, with the model it was made from, or a larger one, as the teacher." OUTPUT_TEXT,
     .keys = KEYS,
-    .examples = "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 1000000\n"
-                "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 100000 "
-                "--eval examples/books-7m/held-out.txt\n"
-                "kvfold distill books-mla --teacher examples/books-7m --data own.jsonl --out healed --tokens 1000000 --isolate "
-                "--teacher-cache predictions",
+    .examples =
+        "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 1000000\n"
+        "kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 100000 "
+        "--eval examples/books-7m/held-out.txt\n"
+        "kvfold distill books-mla --teacher examples/books-7m --data own.jsonl --out healed --tokens 1000000 --isolate "
+        "--teacher-cache predictions\n"
+        "mpirun -n 4 kvfold distill books-mla --teacher examples/books-7m --data text.jsonl.zst --out healed --tokens 1000000 "
+        "--batch 8 --threads 1",
 };
 
 const cli_command cli_align = {
@@ -427,6 +440,7 @@ const cli_command cli_align = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_align,
+    .together = true,
     .description = "Each layer of the student takes the teacher's hidden state and is matched to the teacher's next one (squared "
                    "error, as a part of what the teacher's layer adds): layers learn independently, and no logits are "
                    "made. "
@@ -447,6 +461,7 @@ const cli_command cli_dpo = {
     .bytes = sizeof(arguments),
     .defaults = &defaults,
     .run = run_dpo,
+    .together = true,
     .description = "Direct preference optimisation: raises the likelihood of chosen answers against rejected ones, relative to a "
                    "frozen reference. Answers longer than --length lose their end." OUTPUT_TEXT,
     .keys = KEYS,

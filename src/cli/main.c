@@ -46,17 +46,32 @@ static bool asks_help(int argc, char **argv) {
   return false;
 }
 
+static int run_with(const cli_command *c, kf_peers *peers, int argc, char **argv) {
+  cli_common *arguments = calloc(1, c->bytes);
+  if (!arguments) return cli_say(CLI_FAILED, "out of memory");
+  if (c->defaults) memcpy(arguments, c->defaults, c->bytes);
+  arguments->peers = peers;
+  int code = cli_parse(c, argc, argv, arguments) ? c->run(arguments) : CLI_USAGE;
+  cli_free_lists(c, arguments);
+  free(arguments);
+  return code;
+}
+
+/* Of processes that run as one, rank 0 alone is heard: what another has to say the library tells it. */
+static bool speaks(const kf_peers *peers) {
+  return kf_peers_rank(peers) == 0 || (freopen("/dev/null", "w", stdout) && freopen("/dev/null", "w", stderr));
+}
+
 static int run(const cli_command *c, int argc, char **argv) {
   if (asks_help(argc, argv)) {
     cli_help(c);
     return CLI_OK;
   }
-  void *arguments = calloc(1, c->bytes);
-  if (!arguments) return cli_say(CLI_FAILED, "out of memory");
-  if (c->defaults) memcpy(arguments, c->defaults, c->bytes);
-  int code = cli_parse(c, argc, argv, arguments) ? c->run(arguments) : CLI_USAGE;
-  cli_free_lists(c, arguments);
-  free(arguments);
+  kf_peers *peers = NULL;
+  kf_error e = {0};
+  if (c->together && kf_peers_join(&peers, &e) != KF_OK) return cli_fail(&e);
+  int code = speaks(peers) ? run_with(c, peers, argc, argv) : CLI_FAILED;
+  kf_peers_leave(peers, code != CLI_OK);
   return code;
 }
 

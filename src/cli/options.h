@@ -44,6 +44,7 @@ typedef struct cli_common {
   int compute; /* kf_compute */
   int threads;
   int device; /* kf_device_kind */
+  kf_peers *peers;
 } cli_common;
 
 /* Rows that most tables share. */
@@ -72,6 +73,7 @@ typedef struct cli_command {
   size_t bytes;                                         /* of the argument struct */
   const void *defaults;                                 /* one such struct, or NULL: zeros */
   int (*run)(void *arguments);                          /* gives the exit code */
+  bool together;                                        /* several processes may run it as one, under mpirun */
   const char *description, *settings, *keys, *examples; /* of the help; settings may be NULL */
 } cli_command;
 

@@ -62,38 +62,55 @@ static kf_status take_over(kf_training *t, int64_t *log_bytes, kf_error *e) {
   return s;
 }
 
-kf_status kf_training_directory(kf_training *t, kf_error *e) {
-  int64_t log_bytes = 0;
-  KF_TRY(paths(t, e));
+static kf_status claim(kf_training *t, bool made, kf_error *e) {
   if (kf_exists(t->out)) return kf_fail(e, KF_ERROR_IO, "%s exists", t->out);
-  bool made = kf_is_file(t->checkpoint);
   if (made && !t->set.resume)
     return kf_fail(e, KF_ERROR_IO,
                    "%s holds the checkpoint of a run: --resume goes on with it, removing the directory begins anew",
                    t->directory);
   KF_TRY(kf_make_directory(t->directory, e));
-  KF_TRY(take_lock(t, e));
-  if (made) KF_TRY(take_over(t, &log_bytes, e));
+  return take_lock(t, e);
+}
+
+static kf_status open_log(kf_training *t, int64_t bytes, kf_error *e) {
   t->log = open(t->log_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
   if (t->log < 0) return kf_fail_errno(e, "cannot create %s", t->log_path);
-  if (ftruncate(t->log, log_bytes) != 0 || lseek(t->log, 0, SEEK_END) < 0)
-    return kf_fail_errno(e, "cannot write %s", t->log_path);
+  if (ftruncate(t->log, bytes) != 0 || lseek(t->log, 0, SEEK_END) < 0) return kf_fail_errno(e, "cannot write %s", t->log_path);
+  return KF_OK;
+}
+
+/* Rank 0 owns the directory; the others read its checkpoint. */
+kf_status kf_training_directory(kf_training *t, kf_error *e) {
+  int64_t log_bytes = 0;
+  bool owner = kf_peers_rank(t->set.peers) == 0;
+  KF_TRY(paths(t, e));
+  bool made = kf_is_file(t->checkpoint);
+  KF_TRY(kf_peers_agree(t->set.peers, owner ? claim(t, made, e) : KF_OK, e));
+  if (made) KF_TRY(take_over(t, &log_bytes, e));
+  if (owner) KF_TRY(open_log(t, log_bytes, e));
   if (t->step) kf_note(&t->set.hooks, "going on from step %lld of %lld", (long long)t->step, (long long)t->set.steps);
   return KF_OK;
 }
 
-kf_status kf_training_save(kf_training *t, kf_error *e) {
+static kf_status state_of(const kf_training *t, json_t **out, kf_error *e) {
   if (fsync(t->log) != 0) return kf_fail_errno(e, "cannot write %s", t->log_path);
-  json_t *state = json_pack("{s:I,s:I,s:I,s:o,s:O}", "step", (json_int_t)t->step, "tokens", (json_int_t)t->tokens, "log_bytes",
-                            (json_int_t)lseek(t->log, 0, SEEK_CUR), "data", kf_mix_state(&t->mix), "fingerprint", t->fingerprint);
-  if (!state) return kf_fail(e, KF_ERROR_MEMORY, "out of memory for a checkpoint");
-  kf_status s = kf_checkpoint_write(t->checkpoint, t->parameters, state, e);
+  *out = json_pack("{s:I,s:I,s:I,s:o,s:O}", "step", (json_int_t)t->step, "tokens", (json_int_t)t->tokens, "log_bytes",
+                   (json_int_t)lseek(t->log, 0, SEEK_CUR), "data", kf_mix_state(&t->mix), "fingerprint", t->fingerprint);
+  return *out ? KF_OK : kf_fail(e, KF_ERROR_MEMORY, "out of memory for a checkpoint");
+}
+
+kf_status kf_training_save(kf_training *t, kf_error *e) {
+  json_t *state = NULL;
+  kf_status s = kf_peers_rank(t->set.peers) == 0 ? state_of(t, &state, e) : KF_OK;
+  s = kf_peers_agree(t->set.peers, s, e);
+  if (s == KF_OK) s = kf_checkpoint_write(t->checkpoint, &t->shards, state, e);
   json_decref(state);
   return s;
 }
 
 kf_status kf_training_note(kf_training *t, const kf_train_step *s, kf_error *e) {
   kf_buffer b = {0};
+  if (kf_peers_rank(t->set.peers) != 0) return KF_OK;
   kf_status status =
       kf_buffer_printf(&b, e, "{\"step\": %lld, \"tokens\": %lld, \"loss\": %.9g, \"nll\": %.9g, \"divergence\": %.9g, ",
                        (long long)s->step, (long long)s->tokens, s->loss, s->nll, s->divergence);
@@ -170,6 +187,7 @@ static kf_status fill(const kf_training *t, kf_output *o, kf_error *e) {
 
 kf_status kf_training_publish(kf_training *t, kf_error *e) {
   kf_output *o;
+  if (kf_peers_rank(t->set.peers) != 0) return KF_OK;
   KF_TRY(kf_output_open(t->out, t->fingerprint, t->dtype, 0, &t->set.hooks, &o, e));
   kf_status s = fill(t, o, e);
   kf_output_close(o, false);

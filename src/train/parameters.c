@@ -62,6 +62,7 @@ kf_status kf_parameters_create(const kf_config *c, kf_device *d, kf_parameters *
   p->device = d;
   kf_status s = enumerate(p, c, e);
   if (s == KF_OK) s = allocate(p, e);
+  if (s == KF_OK) s = kf_parameters_choose(p, NULL, 0, NULL, 0, e);
   if (s != KF_OK)
     kf_parameters_free(p);
   else
@@ -113,6 +114,15 @@ static bool matches(const char *name, const char *pattern) {
   return fnmatch(anywhere, name, 0) == 0;
 }
 
+/* Everything that is trained is this process's own until it is dealt out. */
+static void number(kf_parameters *p) {
+  p->own = (kf_shard){0};
+  for (int i = 0; i < p->count; i++) {
+    p->item[i].order = p->own.to;
+    if (p->item[i].trained) p->own.to += p->item[i].rows * p->item[i].columns;
+  }
+}
+
 static kf_status mark(kf_parameters *p, const char *pattern, bool trained, kf_error *e) {
   int found = 0;
   for (int i = 0; i < p->count; i++) {
@@ -128,6 +138,7 @@ kf_status kf_parameters_choose(kf_parameters *p, const char *const *train, int t
   for (int i = 0; i < p->count; i++) p->item[i].trained = train_count == 0;
   for (int i = 0; i < train_count; i++) KF_TRY(mark(p, train[i], true, e));
   for (int i = 0; i < freeze_count; i++) KF_TRY(mark(p, freeze[i], false, e));
+  number(p);
   return kf_parameters_trained(p) ? KF_OK : kf_fail(e, KF_ERROR_USAGE, "every tensor is frozen: nothing is left to train");
 }
 
@@ -151,30 +162,37 @@ void kf_parameters_zero_gradient(kf_parameters *p) {
   }
 }
 
-double kf_parameters_gradient_norm(const kf_parameters *p) {
+kf_stretch kf_parameters_piece(const kf_parameter *item, kf_shard s) {
+  int64_t from = s.from - item->order, to = s.to - item->order, n = item->trained ? item->rows * item->columns : 0;
+  if (from < 0) from = 0;
+  if (to > n) to = n;
+  return from < to ? (kf_stretch){item->at + from, to - from} : (kf_stretch){item->at, 0};
+}
+
+static double squares(const kf_parameters *p, int i) {
+  kf_stretch own = kf_parameters_piece(&p->item[i], p->own);
+  return own.count ? p->device->sum_squares(p->device, p->gradient + own.at, own.count) : 0;
+}
+
+double kf_parameters_gradient_squares(const kf_parameters *p) {
   double sum = 0;
-  for (int i = 0; i < p->count; i++)
-    if (p->item[i].trained)
-      sum += p->device->sum_squares(p->device, p->gradient + p->item[i].at, p->item[i].rows * p->item[i].columns);
-  return sqrt(sum);
+  for (int i = 0; i < p->count; i++) sum += squares(p, i);
+  return sum;
+}
+
+int kf_parameters_broken(const kf_parameters *p) {
+  int i = 0;
+  while (i < p->count && isfinite(squares(p, i))) i++;
+  return i;
 }
 
 void kf_parameters_step(kf_parameters *p, const kf_adamw *o) {
   for (int i = 0; i < p->count; i++) {
-    const kf_parameter *item = &p->item[i];
-    kf_adamw own = *o;
-    if (!item->decays) own.decay = 0;
-    if (item->trained)
-      p->device->adamw(p->device, &own, p->value + item->at, p->first + item->at, p->second + item->at, p->gradient + item->at,
-                       item->rows * item->columns);
+    kf_stretch own = kf_parameters_piece(&p->item[i], p->own);
+    kf_adamw mine = *o;
+    if (!p->item[i].decays) mine.decay = 0;
+    if (own.count)
+      p->device->adamw(p->device, &mine, p->value + own.at, p->first + own.at, p->second + own.at, p->gradient + own.at,
+                       own.count);
   }
-  kf_parameters_round(p);
-}
-
-const kf_parameter *kf_parameters_broken(const kf_parameters *p) {
-  for (int i = 0; i < p->count; i++)
-    if (p->item[i].trained &&
-        !isfinite(p->device->sum_squares(p->device, p->gradient + p->item[i].at, p->item[i].rows * p->item[i].columns)))
-      return &p->item[i];
-  return NULL;
 }

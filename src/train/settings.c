@@ -51,6 +51,25 @@ static kf_status choose_length(kf_training *t, kf_error *e) {
   return KF_OK;
 }
 
+/* Sequences of a step over the ranks. What align minimises is measured over a micro-batch, so its micro-batches must stay. */
+static kf_status deal_out(kf_training *t, kf_error *e) {
+  kf_train_options *s = &t->set;
+  int ranks = kf_peers_count(s->peers);
+  if (s->batch % ranks)
+    return kf_fail(e, KF_ERROR_USAGE, "a batch of %d cannot be split evenly over %d processes", s->batch, ranks);
+  t->share = s->batch / ranks;
+  t->micro = s->micro < t->share ? s->micro : t->share;
+  if (ranks > 1 && strcmp(s->objective, "align") == 0 && t->share % s->micro)
+    return kf_fail(e, KF_ERROR_USAGE,
+                   "align takes a layer's error over a micro-batch: --micro must divide the %d sequences of a "
+                   "process, which %d does not",
+                   t->share, s->micro);
+  if (kf_peers_rank(s->peers) == 0) return KF_OK;
+  s->hooks.note = NULL; /* rank 0 speaks for all */
+  s->on_step = NULL;
+  return KF_OK;
+}
+
 kf_status kf_training_settings(kf_training *t, kf_error *e) {
   kf_train_options *s = &t->set;
   const kf_objective *objective;
@@ -85,6 +104,7 @@ kf_status kf_training_settings(kf_training *t, kf_error *e) {
   if (!s->schedule) s->schedule = "cosine";
   if (!s->match) s->match = "layer";
   KF_TRY(check_numbers(s, e));
+  KF_TRY(deal_out(t, e));
   KF_TRY(choose_length(t, e));
   KF_TRY(kf_schedule_parse(s->schedule, &t->schedule.kind, e));
   t->schedule.steps = s->steps;

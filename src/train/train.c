@@ -84,6 +84,13 @@ static kf_status open_data(kf_training *t, kf_error *e) {
   return status;
 }
 
+/* Rank 0 fills the cache, the others read it. */
+static kf_status open_data_in_turn(kf_training *t, kf_error *e) {
+  bool first = kf_peers_rank(t->set.peers) == 0;
+  KF_TRY(kf_peers_agree(t->set.peers, first ? open_data(t, e) : KF_OK, e));
+  return first ? KF_OK : open_data(t, e);
+}
+
 static kf_status prepare(kf_training *t, const char *student, kf_error *e) {
   KF_TRY(kf_locate(student, t->student, e));
   KF_TRY(kf_model_read(t->student, &t->config, &t->weights, e));
@@ -95,68 +102,101 @@ static kf_status prepare(kf_training *t, const char *student, kf_error *e) {
   t->run.device = t->device;
   KF_TRY(kf_parameters_create(&t->config, t->run.device, &t->parameters, e));
   KF_TRY(kf_parameters_choose(t->parameters, t->set.train, t->set.train_count, t->set.freeze, t->set.freeze_count, e));
+  KF_TRY(kf_shards_create(t->set.peers, t->parameters, &t->shards, e));
   KF_TRY(kf_network_create(&t->config, t->run.device, t->parameters, &t->network, e));
   t->run.network = t->network;
   t->result.trained_parameters = kf_parameters_trained(t->parameters);
   KF_TRY(kf_tokenizer_beside(&t->weights, t->student, &t->tokenizer, e));
-  KF_TRY(open_data(t, e));
+  KF_TRY(open_data_in_turn(t, e));
   KF_TRY(open_frozen(t, e));
   KF_TRY(kf_parameters_load(t->parameters, &t->weights, e));
-  KF_TRY(kf_window_create((int64_t)t->set.micro * t->set.length * (t->mix.pairs ? 2 : 1), &t->window, e));
+  KF_TRY(kf_window_create((int64_t)t->micro * t->set.length * (t->mix.pairs ? 2 : 1), &t->window, e));
   return kf_training_fingerprint(t, e);
 }
 
 /* ---------------------------------------------------------------------------------------------- a step */
 
-static kf_status accumulate(kf_training *t, kf_totals *totals, int64_t *tokens, kf_error *e) {
+static void draw(kf_training *t, int count) {
   kf_window *w = &t->window;
+  w->count = w->sequences = 0;
+  for (int i = 0; i < count; i++) {
+    if (t->mix.pairs)
+      kf_mix_pair(&t->mix, t->set.length, w);
+    else
+      kf_mix_window(&t->mix, t->set.length, w);
+  }
+}
+
+/* Every rank draws all sequences, so that the position in the data is the same everywhere, and learns from its share of them. */
+static kf_status accumulate(kf_training *t, kf_totals *totals, int64_t *tokens, kf_error *e) {
+  int rank = kf_peers_rank(t->set.peers);
   kf_parameters_zero_gradient(t->parameters);
-  for (int done = 0; done < t->set.batch;) {
-    int n = t->set.batch - done < t->set.micro ? t->set.batch - done : t->set.micro;
-    w->count = w->sequences = 0;
-    for (int i = 0; i < n; i++) {
-      if (t->mix.pairs)
-        kf_mix_pair(&t->mix, t->set.length, w);
-      else
-        kf_mix_window(&t->mix, t->set.length, w);
-    }
-    KF_TRY(t->run.objective->run(&t->run, w, totals, e));
-    *tokens += w->count;
+  for (int i = 0; i < rank * t->share; i++) draw(t, 1);
+  for (int done = 0; done < t->share;) {
+    int n = t->share - done < t->micro ? t->share - done : t->micro;
+    draw(t, n);
+    KF_TRY(t->run.objective->run(&t->run, &t->window, totals, e));
+    *tokens += t->window.count;
     done += n;
   }
-  return KF_OK;
+  for (int i = (rank + 1) * t->share; i < t->set.batch; i++) draw(t, 1);
+  return kf_device_check(t->run.device, e);
+}
+
+/* Totals, tokens and the gradient, own part, become sums over the ranks; *squares: of the whole gradient. */
+static kf_status sum_up(kf_training *t, kf_totals *totals, int64_t *tokens, double *squares, kf_error *e) {
+  kf_shards_reduce(&t->shards);
+  double all[] = {totals->loss,
+                  totals->nll,
+                  totals->divergence,
+                  totals->correct,
+                  totals->count,
+                  (double)*tokens,
+                  kf_parameters_gradient_squares(t->parameters)};
+  kf_peers_sum(t->set.peers, all, sizeof all / sizeof *all);
+  *totals = (kf_totals){all[0], all[1], all[2], all[3], all[4]};
+  *tokens = (int64_t)all[5];
+  *squares = all[6];
+  return kf_device_check(t->run.device, e);
 }
 
 static kf_status not_finite(const kf_training *t, double loss, kf_error *e) {
-  const kf_parameter *p = kf_parameters_broken(t->parameters);
+  int64_t broken = kf_peers_least(t->set.peers, kf_parameters_broken(t->parameters));
   return kf_fail(e, KF_ERROR_INPUT, "step %lld: the loss is %g and the gradient of %s is not finite; %s%s",
-                 (long long)t->step + 1, loss, p ? p->name : "no tensor",
+                 (long long)t->step + 1, loss, broken < t->parameters->count ? t->parameters->item[broken].name : "no tensor",
                  kf_is_file(t->checkpoint) ? "the last checkpoint stays: " : "no checkpoint was made yet in ",
                  kf_is_file(t->checkpoint) ? t->checkpoint : t->directory);
 }
 
-/* Gradients are sums: what they are divided by goes into the optimiser's factor, and so does clipping. */
-static kf_status do_step(kf_training *t, kf_train_step *out, kf_error *e) {
+static kf_status update(kf_training *t, double rate, double scale, kf_error *e) {
   const kf_train_options *s = &t->set;
-  double start = now();
-  kf_totals sum = {0};
-  int64_t tokens = 0;
-  KF_TRY(accumulate(t, &sum, &tokens, e));
-  double learnt = sum.count > 0 ? sum.count : 1, divisor = s->by_sequence ? s->batch : learnt;
-  double norm = kf_parameters_gradient_norm(t->parameters) / divisor, rate = s->rate * kf_schedule_at(&t->schedule, t->step);
-  KF_TRY(kf_device_check(t->run.device, e));
-  if (!isfinite(sum.loss) || !isfinite(norm)) return not_finite(t, sum.loss / divisor, e);
-  double clip = s->clip > 0 && norm > s->clip ? s->clip / norm : 1;
   double step = (double)(t->step + 1);
   kf_parameters_step(t->parameters, &(kf_adamw){.rate = (float)rate,
                                                 .beta1 = (float)s->beta1,
                                                 .beta2 = (float)s->beta2,
                                                 .eps = (float)s->eps,
                                                 .decay = (float)s->weight_decay,
-                                                .scale = (float)(clip / divisor),
+                                                .scale = (float)scale,
                                                 .correction1 = (float)(1 - pow(s->beta1, step)),
                                                 .correction2 = (float)(1 - pow(s->beta2, step))});
-  KF_TRY(kf_device_check(t->run.device, e));
+  kf_shards_gather(&t->shards);
+  kf_parameters_round(t->parameters);
+  return kf_device_check(t->run.device, e);
+}
+
+/* Gradients are sums: what they are divided by goes into the optimiser's factor, and so does clipping. */
+static kf_status do_step(kf_training *t, kf_train_step *out, kf_error *e) {
+  const kf_train_options *s = &t->set;
+  double start = now(), squares;
+  kf_totals sum = {0};
+  int64_t tokens = 0;
+  KF_TRY(kf_peers_agree(s->peers, accumulate(t, &sum, &tokens, e), e));
+  KF_TRY(sum_up(t, &sum, &tokens, &squares, e));
+  double learnt = sum.count > 0 ? sum.count : 1, divisor = s->by_sequence ? s->batch : learnt;
+  double norm = sqrt(squares) / divisor, rate = s->rate * kf_schedule_at(&t->schedule, t->step);
+  if (!isfinite(sum.loss) || !isfinite(norm)) return not_finite(t, sum.loss / divisor, e);
+  double clip = s->clip > 0 && norm > s->clip ? s->clip / norm : 1;
+  KF_TRY(update(t, rate, clip / divisor, e));
   t->step++;
   t->tokens += tokens;
   *out = (kf_train_step){.step = t->step,
@@ -200,7 +240,7 @@ static kf_status loop(kf_training *t, kf_error *e) {
 }
 
 static kf_status run(kf_training *t, const char *student, kf_error *e) {
-  KF_TRY(prepare(t, student, e));
+  KF_TRY(kf_peers_agree(t->o->peers, prepare(t, student, e), e)); /* before anything is written */
   KF_TRY(kf_training_directory(t, e));
   KF_TRY(loop(t, e));
   return kf_training_publish(t, e);
@@ -212,7 +252,7 @@ kf_status kf_train(const char *student, const char *out_path, const kf_train_opt
   t->o = o;
   t->out = out_path;
   t->log = t->lock = -1;
-  kf_status s = run(t, student, e);
+  kf_status s = kf_peers_agree(o->peers, run(t, student, e), e);
   if (s == KF_OK && out) *out = t->result;
   if (t->log >= 0) close(t->log);
   if (t->lock >= 0) close(t->lock);
@@ -220,6 +260,7 @@ kf_status kf_train(const char *student, const char *out_path, const kf_train_opt
   kf_window_free(&t->window);
   kf_mix_free(&t->mix);
   kf_network_free(t->network);
+  kf_shards_free(&t->shards);
   kf_parameters_free(t->parameters);
   kf_device_close(t->device);
   kf_tokenizer_close(t->tokenizer);

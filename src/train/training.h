@@ -5,6 +5,7 @@
 #include "train/checkpoint.h"
 #include "train/objective.h"
 #include "train/schedule.h"
+#include "train/shards.h"
 
 typedef struct kf_training {
   const kf_train_options *o;
@@ -17,12 +18,14 @@ typedef struct kf_training {
   kf_tokenizer *tokenizer;
   kf_device *device;
   kf_parameters *parameters;
+  kf_shards shards;
   kf_network *network;
   kf_objective_run run;
   kf_mix mix;
   kf_window window;
   kf_schedule schedule;
   json_t *fingerprint; /* all that decides the result */
+  int share, micro;    /* sequences (pairs) of a step that this rank has; of those, in memory at a time */
   int64_t step, tokens;
   int log, lock; /* file descriptors; -1: none */
   kf_train_result result;
@@ -33,10 +36,11 @@ kf_status kf_training_settings(kf_training *t, kf_error *e);
 kf_status kf_training_fingerprint(kf_training *t, kf_error *e);
 /* OUT.run: made, or taken over for a resumption; the log is open and ends where the checkpoint was made. */
 kf_status kf_training_directory(kf_training *t, kf_error *e);
+/* Of several ranks all call it. */
 kf_status kf_training_save(kf_training *t, kf_error *e);
-/* One line of the log. */
+/* One line of the log: rank 0's. */
 kf_status kf_training_note(kf_training *t, const kf_train_step *s, kf_error *e);
-/* Writes OUT and removes OUT.run. */
+/* Writes OUT and removes OUT.run: rank 0 does. */
 kf_status kf_training_publish(kf_training *t, kf_error *e);
 
 #endif

@@ -473,7 +473,7 @@ static void golden_step(const char *name, const kf_config *c, kf_parameters *p, 
 
 /* The rate is 1e-2: what the step itself comes to is compared to a hundredth. */
 static void golden_update(const char *name, kf_parameters *p, const kf_safetensors *f) {
-  double norm = kf_parameters_gradient_norm(p);
+  double norm = sqrt(kf_parameters_gradient_squares(p));
   kf_parameters_step(p, &(kf_adamw){.rate = 1e-2f,
                                     .beta1 = 0.9f,
                                     .beta2 = 0.95f,
@@ -542,7 +542,7 @@ static void errors(void **state) {
   kf_tokens t = {ids, 2, &(kf_extent){0, 2}, 1};
   assert_int_equal(kf_network_forward(n, &t, &hidden, &e), KF_ERROR_INPUT);
   p->gradient[p->item[2].at] = NAN;
-  assert_ptr_equal(kf_parameters_broken(p), &p->item[2]);
+  assert_int_equal(kf_parameters_broken(p), 2);
   kf_network_free(n);
   d->matrix_backward = NULL;
   assert_int_equal(kf_network_create(&c, d, p, &n, &e), KF_ERROR_INPUT);
