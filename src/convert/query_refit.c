@@ -8,7 +8,7 @@
 
 enum { STEPS = 8, BLOCK = 128 /* queries whose scores are formed together */ };
 static const double input_ridge = 1e-3, key_ridge = 1e-3; /* of the preconditioner, of the mean of a diagonal */
-static const double f32_noise = 1e-6;                     /* of sums of products, which a difference of two is left with */
+static const double f32_noise = 1e-5;                     /* of sums of products, which a difference of two is left with */
 
 typedef struct layer_data {
   const kf_fold_source *source;
@@ -160,27 +160,52 @@ static void take_keys(head_data *h) {
   }
 }
 
+/* to [m, width] = keys less their mean over the window, each times its factor. */
+static void centred_keys(const float *key, const float *mean, const float *factor, int64_t m, int64_t width, float *to) {
+  for (int64_t s = 0; s < m; s++)
+    for (int64_t i = 0; i < width; i++) to[s * width + i] = sqrtf(factor[s]) * (key[s * width + i] - mean[i]);
+}
+
+/* moment += sign g^T g for g [m, width] */
+static void add_moment(head_data *h, double sign, double *moment) {
+  int64_t width = h->l->width;
+  kf_gemm_f32(true, false, width, width, h->l->m, h->g, h->g, h->flat);
+  for (int64_t i = 0; i < width * width; i++) moment[i] += sign * h->flat[i];
+}
+
+/* moment [width, width] = sum over queries of the keys' covariance under a, which no shift of the keys changes: they are taken
+ * from their mean, which may be large. Returns the mean over the first n of what stood there before the subtraction. */
+static double key_covariance(head_data *h, double *moment) {
+  const layer_data *l = h->l;
+  int64_t m = l->m, n = l->n, width = l->width;
+  double size = 0;
+  memset(moment, 0, (size_t)(width * width) * sizeof *moment);
+  for (int w = 0; w < l->x->fit; w++) {
+    const float *a = h->a + w * m * m, *key = h->key + w * m * width;
+    float *mean = h->score, *seen = h->y; /* borrowed */
+    memset(mean, 0, (size_t)width * sizeof *mean);
+    memset(seen, 0, (size_t)m * sizeof *seen);
+    for (int64_t s = 0; s < m; s++)
+      for (int64_t i = 0; i < width; i++) mean[i] += key[s * width + i] / (float)m;
+    for (int64_t t = 0; t < m; t++)
+      for (int64_t s = 0; s <= t; s++) seen[s] += a[t * m + s];
+    centred_keys(key, mean, seen, m, width, h->g);
+    add_moment(h, 1, moment);
+    for (int64_t i = 0; i < n; i++) size += h->flat[i * width + i] / (double)n;
+    kf_gemm_f32(false, false, m, width, m, a, key, h->g);
+    for (int64_t t = 0; t < m; t++)
+      for (int64_t i = 0; i < width; i++) h->g[t * width + i] -= mean[i];
+    add_moment(h, -1, moment);
+  }
+  return size;
+}
+
 /* Inverse of the mean over queries of the keys' covariance under a: the nope block whole, one number a rope pair, so that it
  * commutes with rotations. */
 static kf_status condition_keys(head_data *h, double *moment, kf_error *e) {
   const layer_data *l = h->l;
-  int64_t m = l->m, n = l->n, width = l->width;
-  double size = 0, mean = 0, *block = h->direction; /* borrowed */
-  memset(moment, 0, (size_t)(width * width) * sizeof *moment);
-  for (int w = 0; w < l->x->fit; w++) {
-    const float *a = h->a + w * m * m, *key = h->key + w * m * width;
-    memset(h->y, 0, (size_t)m * sizeof *h->y);
-    for (int64_t t = 0; t < m; t++)
-      for (int64_t s = 0; s <= t; s++) h->y[s] += a[t * m + s];
-    for (int64_t s = 0; s < m; s++)
-      for (int64_t i = 0; i < width; i++) h->g[s * width + i] = sqrtf(h->y[s]) * key[s * width + i];
-    kf_gemm_f32(true, false, width, width, m, h->g, h->g, h->flat);
-    for (int64_t i = 0; i < width * width; i++) moment[i] += h->flat[i];
-    for (int64_t i = 0; i < n; i++) size += h->flat[i * width + i] / (double)n;
-    kf_gemm_f32(false, false, m, width, m, a, key, h->g);
-    kf_gemm_f32(true, false, width, width, m, h->g, h->g, h->flat);
-    for (int64_t i = 0; i < width * width; i++) moment[i] -= h->flat[i];
-  }
+  int64_t n = l->n, width = l->width;
+  double size = key_covariance(h, moment), mean = 0, *block = h->direction; /* borrowed */
   for (int64_t i = 0; i < n; i++) mean += moment[i * width + i] / (double)n;
   double ridge = key_ridge * mean + f32_noise * size + 1e-30;
   for (int64_t i = 0; i < n; i++)
