@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What conversions without training lose: a Markdown table of perplexity ratio and KL by method, cache size and text.
 
-    python3 bench/quality.py [--model MODEL] [--methods fold,transmla,...] [--caches 50%,25%] [--calibration FILE ... | --own]
+    python3 bench/quality.py [--model MODEL] [--methods fold,transmla,...] [--caches 50%,25%] [--calibration FILE ... | --own] [--judge FILE ...]
                              [--set METHOD.KEY=VALUE ...] [--tokens N] [--keep DIR]
 
 By default the protocol of docs/QUALITY.md on SmolLM2-135M-Instruct (./dev fetch): calibration on 40 windows of 512 tokens of English
 books, 32 to fit and 8 to choose by; judged on other books (8 windows) and on wikitext-2 (16 windows), in f32. --own: no calibration text
-is given. The texts come from KVFOLD_TEST_DATA (default ../shared/data).
+is given. --judge: judged on these files (16 windows each) instead. The texts come from KVFOLD_TEST_DATA (default ../shared/data).
 """
 import argparse
 import json
@@ -66,6 +66,7 @@ def main():
     p.add_argument("--caches", default="50%,31.25%,18.75%")
     p.add_argument("--calibration", nargs="+")
     p.add_argument("--own", action="store_true")
+    p.add_argument("--judge", nargs="+", type=Path)
     p.add_argument("--set", nargs="+", default=[], metavar="METHOD.KEY=VALUE")
     p.add_argument("--tokens", type=int, default=20480)
     p.add_argument("--window", type=int, default=512)
@@ -74,6 +75,7 @@ def main():
     o = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
         cal, judged = texts(Path(d))
+        judged = [(f.stem, f, 16) for f in o.judge] if o.judge else judged
         calibration = [] if o.own else o.calibration or [cal]
         print("| method | cache | settings | " + " | ".join(name for name, _, _ in judged) + " | seconds |")
         print("| --- | --- | --- |" + " --- |" * (len(judged) + 1), flush=True)
