@@ -330,9 +330,9 @@ def train_case(b, name, tokens, what):
         return run["tokens_per_second"]
 
     figures = b.rounds({
-        "kvfold": lambda: seen("ours", train_once(b, model, tokens, 4, *objective)),
+        "kvfold": lambda: seen("ours", train_once(b, model, tokens, 3, *objective)),
         "PyTorch + Transformers": lambda: seen("peer", b.ask(b.python, HERE / "peers.py", "torch", model, what, tokens,
-                                                             "--threads", b.o.threads)),
+                                                             "--threads", b.o.threads, "--repeat", 2)),
         "oneDNN": lambda: tokens / b.ask(b.build / "bin" / "bench_onednn_peak", compute, b.o.threads, *shapes)["seconds"],
     })
     ours, limit = figures.pop("kvfold"), figures.pop("oneDNN")
