@@ -5,6 +5,8 @@
     decode         Llama-3.2-1B's shape and SmolLM2-135M, token by token, against the memory's bandwidth and the same peers
     long-context   absorbed latent attention at 8k and 32k tokens of context against the grouped original
     convert        seconds per layer and peak memory on eight layers of Llama-2-7B's shape; SmolLM2-135M whole
+    train          SmolLM2-135M, 1,024 tokens a step, fine-tuned and distilled from itself, against oneDNN's own matmul and PyTorch +
+                   Transformers, with everyone's peak memory; ours at longer contexts too
 
 Everyone is run in turn, round after round, and the median of the rounds counts, because machines are noisy. With --json one
 object is printed: ours, peers (name: figure), limit, unit, and all cases with the same keys; the first is the headline.
@@ -285,6 +287,78 @@ def convert(b):
         yield f"SmolLM2-135M by {method} at 25%", lambda name, method=method: convert_small(b, name, method)
 
 
+# ------------------------------------------------------------------------------------------------ train
+
+TEXT = ROOT / "examples" / "books-7m" / "held-out.txt"
+
+
+def training_products(config, tokens, distils):
+    """Those of a step: each product forward, and in the backward one for either factor; a teacher's forward."""
+    shapes = []
+    for m, n, k, count in (map(int, s.split(":")) for s in products(config, tokens)):
+        if m == 1:
+            m = tokens  # the head, for every token
+        shapes += [(m, n, k, count * (2 if distils else 1)), (m, k, n, count), (n, k, m, count)]
+    return [":".join(map(str, s)) for s in shapes]
+
+
+def train_once(b, model, tokens, steps, *objective):
+    """tokens_per_second (the median of the steps after the first) and peak_bytes (all that was resident) of one run."""
+    to = STORE / "trained"
+    for path in (to, Path(f"{to}.run")):
+        shutil.rmtree(path, ignore_errors=True)
+    command = [b.kvfold, *objective, model, "--data", TEXT, "--out", to, "--steps", steps, "--length", tokens, "--batch", 1,
+               "--dtype", "bf16", "--threads", b.o.threads]
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"bench: kvfold {objective[0]} failed")
+    log = [json.loads(line) for line in (to / "train.jsonl").read_text().splitlines()]
+    shutil.rmtree(to)
+    return {"tokens_per_second": statistics.median(step["tokens_per_second"] for step in log[1:]), "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def train_case(b, name, tokens, what):
+    model, peaks = b.smollm2(), {"ours": [], "peer": []}
+    objective = [what, "--teacher", model] if what == "distill" else [what]
+    shapes = training_products(read_config(model), tokens, what == "distill")
+    compute = b.ours(model, 8, 0, 1)["compute"]
+
+    def seen(who, run):
+        peaks[who].append(run["peak_bytes"])
+        return run["tokens_per_second"]
+
+    figures = b.rounds({
+        "kvfold": lambda: seen("ours", train_once(b, model, tokens, 3, *objective)),
+        "PyTorch + Transformers": lambda: seen("peer", b.ask(b.python, HERE / "peers.py", "torch", model, what, tokens,
+                                                             "--threads", b.o.threads, "--repeat", 2)),
+        "oneDNN": lambda: tokens / b.ask(b.build / "bin" / "bench_onednn_peak", compute, b.o.threads, *shapes)["seconds"],
+    })
+    ours, limit = figures.pop("kvfold"), figures.pop("oneDNN")
+    own, other = max(peaks["ours"]), max(peaks["peer"])
+    return case(name, "training tokens/s", ours, figures, limit, compute=compute, faster=ours / figures["PyTorch + Transformers"],
+                peak_bytes=own, peer_peak_bytes=other, memory_share=own / other)
+
+
+def train_long_case(b, name, tokens):
+    run = {}
+
+    def ours():
+        run.update(train_once(b, b.smollm2(), tokens, 2, "finetune"))
+        return run["tokens_per_second"]
+
+    return case(name, "training tokens/s", b.rounds({"kvfold": ours})["kvfold"], {}, None, peak_bytes=run["peak_bytes"])
+
+
+def train(b):
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # which kvfold sets for itself: everyone waits for threads in the same way
+    for what in ("finetune", "distill"):
+        yield f"SmolLM2-135M, {what}, 1024 tokens", lambda name, what=what: train_case(b, name, 1024, what)
+    for tokens in (4096, 8192):
+        yield f"SmolLM2-135M, finetune, {tokens} tokens", lambda name, tokens=tokens: train_long_case(b, name, tokens)
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 
@@ -308,7 +382,7 @@ def print_table(cases):
 
 
 def main():
-    names = {"prefill": prefill, "decode": decode, "long-context": long_context, "convert": convert}
+    names = {"prefill": prefill, "decode": decode, "long-context": long_context, "convert": convert, "train": train}
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("name", choices=names)
     p.add_argument("--json", action="store_true")

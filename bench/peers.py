@@ -4,6 +4,8 @@
     python3 bench/peers.py setup                        makes the environment, prints its python
     PYTHON bench/peers.py torch MODEL prefill TOKENS    tokens per second, as one JSON line
     PYTHON bench/peers.py torch MODEL decode CONTEXT
+    PYTHON bench/peers.py torch MODEL finetune TOKENS   the same of training, with the peak of resident memory
+    PYTHON bench/peers.py torch MODEL distill TOKENS    from itself
     PYTHON bench/peers.py llama FILE.gguf prefill TOKENS
     PYTHON bench/peers.py llama FILE.gguf decode CONTEXT
     PYTHON bench/peers.py svd ROWS COLUMNS              seconds of one f32 torch.linalg.svd
@@ -14,6 +16,7 @@ Options: --threads N (2), --new N tokens to decode (64), --repeat N (3; the best
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -76,6 +79,47 @@ def torch_decode(o):
         token = out.logits[:, -1:].argmax(-1)
         seconds.append(time.perf_counter() - start)
     return 1 / statistics.median(seconds)
+
+
+def torch_train(o, teacher=None):
+    """fp32 masters, products in bf16 by autocast, every parameter by AdamW; the median of the steps after the first."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(o.threads)
+    model = transformers.AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.float32).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    tokens, rates = torch.tensor([ids(o.tokens, model.config.vocab_size)]), []
+    for _ in range(o.repeat + 1):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = divergence(torch, model, teacher, tokens) if teacher else model(tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        rates.append(o.tokens / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def divergence(torch, model, teacher, tokens):
+    """KL(teacher || model), a mean over the tokens."""
+    with torch.no_grad():
+        wanted = teacher(tokens, use_cache=False).logits[0].float().log_softmax(-1)
+    given = model(tokens, use_cache=False).logits[0].float().log_softmax(-1)
+    return torch.nn.functional.kl_div(given, wanted, log_target=True, reduction="batchmean")
+
+
+def torch_distill(o):
+    import torch
+    import transformers
+
+    return torch_train(o, transformers.AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.bfloat16).eval())
+
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # ------------------------------------------------------------------------------------------------ llama.cpp
@@ -215,10 +259,12 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True)
     commands.add_parser("setup")
-    for peer in ("torch", "llama"):
+    figures = {"torch": {"prefill": torch_prefill, "decode": torch_decode, "finetune": torch_train, "distill": torch_distill},
+               "llama": {"prefill": llama_prefill, "decode": llama_decode}}
+    for peer, what in figures.items():
         c = commands.add_parser(peer)
         c.add_argument("model")
-        c.add_argument("what", choices=("prefill", "decode"))
+        c.add_argument("what", choices=what)
         c.add_argument("tokens", type=int)
         c.add_argument("--new", type=int, default=64)
         c.add_argument("--repeat", type=int, default=3)
@@ -239,8 +285,8 @@ def main():
     elif o.command == "svd":
         print(json.dumps({"seconds": torch_svd(o)}))
     else:
-        figure = {"torch": {"prefill": torch_prefill, "decode": torch_decode}, "llama": {"prefill": llama_prefill, "decode": llama_decode}}
-        print(json.dumps({"tokens_per_second": figure[o.command][o.what](o)}))
+        rate = figures[o.command][o.what](o)
+        print(json.dumps({"tokens_per_second": rate, "peak_bytes": peak_bytes()}))
 
 
 if __name__ == "__main__":

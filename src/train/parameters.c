@@ -96,6 +96,7 @@ kf_status kf_parameters_load(kf_parameters *p, const kf_weights *w, kf_error *e)
     if (strcmp(item->name, "model.embed_tokens.weight") == 0) { /* a tied one may be stored as lm_head only */
       KF_TRY(kf_weights_embedding(w, &embedding, e));
       KF_TRY(kf_source_rows(w->source, embedding, 0, item->rows, p->value + item->at, e));
+      kf_source_done(w->source, embedding);
       continue;
     }
     KF_TRY(kf_weights_read(w, item->name, item->rows, item->columns, &data, e));
