@@ -100,11 +100,35 @@ static void test_refusals(void **state) {
   assert_int_equal(kf_eigh(a, 0, w, &e), KF_ERROR_INPUT);
 }
 
+/* The f32 product against the fp64 one, all transpositions, odd shapes, outside and inside a parallel region. */
+static void test_gemm_f32(void **state) {
+  (void)state;
+  static const int64_t shape[][3] = {{1, 1, 1}, {3, 5, 7}, {17, 1, 33}, {64, 96, 31}, {129, 65, 257}};
+  for (int c = 0; c < 40; c++) {
+    const int64_t *d = shape[c % 5], m = d[0], n = d[1], k = d[2];
+    bool ta = c / 5 & 1, tb = c / 10 & 1, nested = c / 20 & 1;
+    double *a = random_matrix(m, k, 2 * (uint64_t)c), *b = random_matrix(k, n, 2 * (uint64_t)c + 1);
+    double *want = malloc((size_t)(m * n) * sizeof *want), worst = 0;
+    float *a32 = malloc((size_t)(m * k) * sizeof *a32), *b32 = malloc((size_t)(k * n) * sizeof *b32);
+    float *got = malloc((size_t)(m * n) * sizeof *got);
+    for (int64_t i = 0; i < m * k; i++) a[i] = a32[i] = (float)a[i];
+    for (int64_t i = 0; i < k * n; i++) b[i] = b32[i] = (float)b[i];
+    kf_gemm(ta, tb, m, n, k, 1, a, b, 0, want);
+#pragma omp parallel num_threads(2) if (nested)
+#pragma omp single
+    kf_gemm_f32(ta, tb, m, n, k, a32, b32, got);
+    for (int64_t i = 0; i < m * n; i++) worst = fmax(worst, fabs(want[i] - (double)got[i]));
+    if (!(worst < 1e-6 * (double)k + 1e-6)) fail_msg("%d x %d x %d: off by %g", (int)m, (int)n, (int)k, worst);
+    free(a), free(b), free(want), free(a32), free(b32), free(got);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_svd),
       cmocka_unit_test(test_eigh_of_gram_gives_the_squared_singular_values),
       cmocka_unit_test(test_gemm_transposes),
+      cmocka_unit_test(test_gemm_f32),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
