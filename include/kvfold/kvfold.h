@@ -345,6 +345,7 @@ typedef struct kf_train_options {
   int64_t save_every; /* steps between checkpoints: 100 */
   bool resume;        /* go on from OUT.run's checkpoint, which must be of the same settings */
   const char *dtype;  /* "f32", "bf16", "f16" of the weights written: the student's */
+  kf_device_kind device; /* of student and teacher */
   kf_compute compute;
   int threads;
   kf_peers *peers; /* train together: all ranks call kf_train with the same arguments, which ends the same way in all */

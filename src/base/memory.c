@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-void *kf_alloc(size_t count, size_t size, kf_error *e) {
+void *kf_alloc_raw(size_t count, size_t size, kf_error *e) {
   size_t bytes;
   if (__builtin_mul_overflow(count, size, &bytes) || bytes > (size_t)1 << 46) {
     kf_fail(e, KF_ERROR_MEMORY, "cannot allocate %zu x %zu bytes", count, size);
@@ -17,7 +17,12 @@ void *kf_alloc(size_t count, size_t size, kf_error *e) {
     kf_fail(e, KF_ERROR_MEMORY, "out of memory: %zu bytes refused", bytes);
     return NULL;
   }
-  return memset(p, 0, bytes ? bytes : 64);
+  return p;
+}
+
+void *kf_alloc(size_t count, size_t size, kf_error *e) {
+  void *p = kf_alloc_raw(count, size, e);
+  return p ? memset(p, 0, count * size) : NULL;
 }
 
 static kf_status reserve(kf_buffer *b, size_t more, kf_error *e) {

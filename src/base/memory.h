@@ -6,6 +6,8 @@
 
 /* Zeroed memory for count x size bytes, 64-byte aligned, freed with free(). NULL and e filled when it overflows or fails. */
 void *kf_alloc(size_t count, size_t size, kf_error *e);
+/* The same with undefined content: pages that are never touched cost nothing. */
+void *kf_alloc_raw(size_t count, size_t size, kf_error *e);
 
 /* Shorthand: KF_NEW(p, n, e) allocates n zeroed elements of p's type, or returns KF_ERROR_MEMORY from the function. */
 #define KF_NEW(pointer, count, e)                                                               \

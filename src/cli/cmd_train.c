@@ -59,7 +59,7 @@ typedef struct arguments {
   {"eval", "FILE", CLI_TEXT, offsetof(arguments, eval), 0, 0, \
    "measure perplexity on this text before and after (and the teacher's), as kvfold eval does"}, \
   {"eval-windows", "N", CLI_INT, offsetof(arguments, eval_windows), 1, 1e9, "of that text use N windows; default 32"}, \
-  CLI_COMPUTE_OPTIONS, CLI_JSON_OPTION, CLI_END_OPTION
+  CLI_COMPUTE_OPTIONS, CLI_DEVICE_OPTION, CLI_JSON_OPTION, CLI_END_OPTION
 #define LEARN_OPTION {"learn", "all|answers", CLI_CHOICE, offsetof(arguments, learn), 0, 0, \
    "of conversations learn every token (default), or the assistant's answers alone"}
 #define SUM_OPTION {"by-sequence", NULL, CLI_FLAG, offsetof(arguments, by_sequence), 0, 0, \
@@ -213,6 +213,7 @@ static kf_train_options options_of(const arguments *a, const char *objective, co
                             .save_every = a->save_every,
                             .resume = a->resume,
                             .dtype = a->dtype,
+                            .device = (kf_device_kind)a->common.device,
                             .compute = (kf_compute)a->common.compute,
                             .threads = a->common.threads,
                             .peers = a->common.peers};

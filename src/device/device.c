@@ -28,13 +28,6 @@ kf_status kf_device_check(kf_device *d, kf_error *e) {
   return s;
 }
 
-/* A matrix is the one page of a cache that holds all of its rows. */
-void kf_device_copy(kf_device *d, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t m, int64_t n) {
-  void *page = (void *)(uintptr_t)x;
-  kf_rows rows = {.pages = &page, .page_tokens = (int)m, .columns = x_stride, .dtype = KF_F32};
-  d->fetch(d, y, y_stride, &rows, 0, m, 0, n);
-}
-
 kf_status kf_device_numbers(kf_device *d, const float *from, int64_t count, float **out, kf_error *e) {
   KF_DEVICE_NEW(d, *out, count, e);
   memcpy(*out, from, (size_t)count * sizeof *from);

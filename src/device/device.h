@@ -140,9 +140,13 @@ struct kf_device {
   /* Per head, in place: x rows have `stride` numbers, heads x n of them used; w: [w_heads, n], head h takes row
    * h / (heads / w_heads). */
   void (*head_norm)(kf_device *d, float *x, int64_t m, int64_t stride, int heads, int n, const float *w, int w_heads, float eps);
-  /* In place: row t of x (stride numbers) is rotated by cos/sin row position[t] of tables [positions, table_pairs]. */
+  /* In place: row t of x (stride numbers) is rotated by cos/sin row position[t] of tables [positions, table_pairs]; with
+   * reverse the other way round, which is the rotation's backward. */
   void (*rope)(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rope_block *blocks, int block_count, const float *cos,
-               const float *sin, int table_pairs, const int32_t *position);
+               const float *sin, int table_pairs, const int32_t *position, bool reverse);
+  /* y [m, n] = x, rows of both at their own stride; with add, y += that. */
+  void (*copy)(kf_device *d, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t m, int64_t n, bool add);
+  void (*zero)(kf_device *d, float *x, int64_t n);
   /* rows[at + i][column .. column + n) = x[i][0 .. n), x rows have `stride` numbers. */
   void (*store)(kf_device *d, const kf_rows *rows, int64_t at, int64_t m, int64_t column, int64_t n, const float *x,
                 int64_t stride);
@@ -166,8 +170,7 @@ struct kf_device {
   void (*divergence)(kf_device *d, const float *reference, const float *logits, int64_t m, int64_t v, double *kl,
                      double *difference);
 
-  /* ---- training. All of these are NULL on a device that does not train. "+=": gradients are added to what is there. The
-   * backward of rope() is rope() with the sines negated. */
+  /* ---- training. All of these are NULL on a device that does not train. "+=": gradients are added to what is there. */
   /* to [n] in the compute type = from. */
   void (*round)(kf_device *d, void *to, const float *from, int64_t n);
   /* y [m, n] = x [m, k] W^T + bias; with add, y += that. */
@@ -211,9 +214,6 @@ void kf_device_close(kf_device *d); /* NULL allowed */
 kf_status kf_device_check(kf_device *d, kf_error *e);
 /* What compute AUTO is on this CPU: "f32" or "bf16". */
 const char *kf_cpu_auto_compute(void);
-
-/* y [m, n] = x, rows of both at their own stride. */
-void kf_device_copy(kf_device *d, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t m, int64_t n);
 
 /* A copy of `count` numbers in the device's memory. */
 kf_status kf_device_numbers(kf_device *d, const float *from, int64_t count, float **out, kf_error *e);

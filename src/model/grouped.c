@@ -11,7 +11,7 @@ static kf_status rotate(const kf_chunk *c, float *qkv, int64_t width, kf_error *
   KF_NEW(blocks, count, e);
   for (int h = 0; h < count; h++) blocks[h] = (kf_rope_block){.offset = h * a->d_qk, .pairs = a->d_qk / 2};
   kf_device *d = c->run->device;
-  d->rope(d, qkv, c->m, width, blocks, count, c->table->cos, c->table->sin, a->rope.dim / 2, c->position);
+  d->rope(d, qkv, c->m, width, blocks, count, c->table->cos, c->table->sin, a->rope.dim / 2, c->position, false);
   free(blocks);
   return KF_OK;
 }

@@ -68,7 +68,7 @@ static kf_status make_query(const kf_chunk *c, const shape *s, float *q, kf_erro
     int g = h / (a->heads / a->kv_heads), pairs = pairs_of(a, g);
     blocks[h] = (kf_rope_block){h * a->d_qk + a->d_qk - 2 * pairs, pairs, index_of(a, g)};
   }
-  d->rope(d, q, c->m, s->q_width, blocks, a->heads, c->table->cos, c->table->sin, a->rope.dim / 2, c->position);
+  d->rope(d, q, c->m, s->q_width, blocks, a->heads, c->table->cos, c->table->sin, a->rope.dim / 2, c->position, false);
   free(blocks);
   return KF_OK;
 }
@@ -104,21 +104,21 @@ static kf_status make_rows(const kf_chunk *c, const shape *s, float *row, kf_err
     float *narrow;
     KF_TRY(kf_run_slot(c->run, KF_SLOT_STORE, c->m * width, &narrow, e));
     d->linear(d, narrow, c->h, c->layer->kv_a, c->m, false);
-    kf_device_copy(d, row, s->row, narrow, width, c->m, width);
+    d->copy(d, row, s->row, narrow, width, c->m, width, false);
   }
   if (a->kv_a_norm) d->head_norm(d, row, c->m, s->row, 1, a->rank, c->layer->kv_a_norm, 1, a->latent_eps);
   if (a->qk_norm) {
     float *latent, *kv_b;
     KF_TRY(kf_run_slot(c->run, KF_SLOT_STORE, c->m * a->rank, &latent, e));
     KF_TRY(kf_run_slot(c->run, KF_SLOT_KV_B, c->m * s->kv_b_rows, &kv_b, e));
-    kf_device_copy(d, latent, a->rank, row, s->row, c->m, a->rank);
+    d->copy(d, latent, a->rank, row, s->row, c->m, a->rank, false);
     d->linear(d, kv_b, latent, c->layer->kv_b, c->m, false);
     norm_keys(c, s, row, kv_b);
   }
   kf_rope_block *blocks;
   KF_NEW(blocks, a->rope_heads, e);
   for (int g = 0; g < a->rope_heads; g++) blocks[g] = (kf_rope_block){rope_column(a, g), a->rope_pairs[g], index_of(a, g)};
-  d->rope(d, row, c->m, s->row, blocks, a->rope_heads, c->table->cos, c->table->sin, a->rope.dim / 2, c->position);
+  d->rope(d, row, c->m, s->row, blocks, a->rope_heads, c->table->cos, c->table->sin, a->rope.dim / 2, c->position, false);
   free(blocks);
   return KF_OK;
 }
@@ -144,14 +144,14 @@ static kf_status expand(const kf_chunk *c, const shape *s, const float *row, int
   float *latent, *kv_b;
   KF_TRY(kf_run_slot(c->run, KF_SLOT_STORE, m * a->rank, &latent, e));
   KF_TRY(kf_run_slot(c->run, KF_SLOT_KV_B, m * s->kv_b_rows, &kv_b, e));
-  kf_device_copy(d, latent, a->rank, row, s->row, m, a->rank);
+  d->copy(d, latent, a->rank, row, s->row, m, a->rank, false);
   d->linear(d, kv_b, latent, c->layer->kv_b, m, false);
   float *k = kv, *v = k + (int64_t)a->kv_heads * a->d_qk;
   for (int g = 0; g < a->kv_heads; g++, k += a->d_qk, v += a->d_v) {
     const kf_head_rows *key = &c->layer->key_rows[g], *value = &c->layer->value_rows[g];
-    kf_device_copy(d, k, s->kv_width, kv_b + key->first, s->kv_b_rows, m, key->count);
-    kf_device_copy(d, k + key->count, s->kv_width, row + rope_column(a, g), s->row, m, 2 * (int64_t)pairs_of(a, g));
-    kf_device_copy(d, v, s->kv_width, kv_b + value->first, s->kv_b_rows, m, a->d_v);
+    d->copy(d, k, s->kv_width, kv_b + key->first, s->kv_b_rows, m, key->count, false);
+    d->copy(d, k + key->count, s->kv_width, row + rope_column(a, g), s->row, m, 2 * (int64_t)pairs_of(a, g), false);
+    d->copy(d, v, s->kv_width, kv_b + value->first, s->kv_b_rows, m, a->d_v, false);
   }
   if (a->qk_norm) scale_keys(c, s, row, m, kv);
   return KF_OK;
@@ -243,8 +243,8 @@ static kf_status attend_absorbed(const kf_chunk *c, const shape *s, const bool *
     if (!absorbed[i]) continue;
     for (int h = 0; h < a->heads; h++) {
       int rope = width[h / group];
-      kf_device_copy(d, q_rope + (query * a->heads + h) * stride, (int64_t)a->heads * stride,
-                     q + query * s->q_width + (h + 1) * a->d_qk - rope, s->q_width, p->queries, rope);
+      d->copy(d, q_rope + (query * a->heads + h) * stride, (int64_t)a->heads * stride,
+                     q + query * s->q_width + (h + 1) * a->d_qk - rope, s->q_width, p->queries, rope, false);
     }
     if (a->qk_norm) scale_queries(c, s, width, p, q);
     d->head_transposed(d, q_latent + query * a->heads * a->rank, q + query * s->q_width, p->queries, a->heads, a->d_qk,

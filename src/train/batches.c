@@ -5,19 +5,22 @@
 
 #include "base/random.h"
 
-kf_status kf_window_create(int64_t capacity, kf_window *out, kf_error *e) {
-  *out = (kf_window){0};
-  KF_NEW(out->ids, capacity, e);
-  KF_NEW(out->target, capacity, e);
-  KF_NEW(out->weight, capacity, e);
+kf_status kf_window_create(kf_device *d, int64_t capacity, kf_window *out, kf_error *e) {
+  *out = (kf_window){.device = d};
+  KF_DEVICE_NEW(d, out->ids, capacity, e);
+  KF_DEVICE_NEW(d, out->target, capacity, e);
+  KF_DEVICE_NEW(d, out->weight, capacity, e);
   KF_NEW(out->sequence, capacity, e);
+  memset(out->target, 0, (size_t)capacity * sizeof *out->target); /* also what is no target is a token */
   return KF_OK;
 }
 
 void kf_window_free(kf_window *w) {
-  free(w->ids);
-  free(w->target);
-  free(w->weight);
+  kf_device *d = w->device;
+  if (!d) return;
+  d->release(d, w->ids);
+  d->release(d, w->target);
+  d->release(d, w->weight);
   free(w->sequence);
   *w = (kf_window){0};
 }

@@ -29,14 +29,16 @@ typedef struct kf_mix {
 
 /* One step's worth: tokens with their targets and sequences. weight 1: counts in the loss, 0: does not. */
 typedef struct kf_window {
-  int32_t *ids, *target; /* [count], room for what it was created with */
+  kf_device *device;
+  int32_t *ids, *target; /* [count], room for what it was created with, in the device's memory */
   float *weight;
   kf_extent *sequence; /* [sequences] */
   int64_t count;
   int sequences;
 } kf_window;
 
-kf_status kf_window_create(int64_t capacity, kf_window *out, kf_error *e);
+/* The device is borrowed. */
+kf_status kf_window_create(kf_device *d, int64_t capacity, kf_window *out, kf_error *e);
 void kf_window_free(kf_window *w);
 
 /* Takes `files` [count] over when it succeeds. weights NULL: by their tokens. Errors: nothing but one-token documents. */

@@ -93,16 +93,19 @@ kf_status kf_cached_teacher_open(const kf_cached_options *o, kf_cached_teacher *
 }
 
 static void free_rows(kf_cached_teacher *c) {
-  free(c->row), free(c->outside), free(c->best), free(c->lse);
+  kf_device *d = c->o.device;
+  free(c->row);
+  d->release(d, c->outside), d->release(d, c->best), d->release(d, c->lse);
   c->row = NULL, c->outside = c->best = NULL, c->lse = NULL, c->rows = 0;
 }
 
 void kf_cached_teacher_free(kf_cached_teacher *c) {
   if (!c) return;
   kf_teacher_file_close(c->file);
+  if (c->logits) c->frozen.model->device->release(c->frozen.model->device, c->logits);
   kf_frozen_free(&c->frozen);
   free_rows(c);
-  free(c->logits), free(c->list);
+  free(c->list);
   free(c);
 }
 
@@ -165,7 +168,7 @@ static kf_status start_teacher(kf_cached_teacher *c, kf_error *e) {
   if (c->frozen.model) return KF_OK;
   kf_note(&c->o.model.hooks, "%s lacks predictions for some of the data: the teacher makes them", kf_teacher_file_path(c->file));
   KF_TRY(kf_model_open(c->o.teacher, &c->o.model, &c->frozen.model, e));
-  KF_NEW(c->logits, (int64_t)CHUNK * c->o.vocabulary, e);
+  KF_DEVICE_NEW(c->frozen.model->device, c->logits, (int64_t)CHUNK * c->o.vocabulary, e);
   KF_NEW(c->list, (int64_t)CHUNK * c->o.top, e);
   return KF_OK;
 }
@@ -204,9 +207,9 @@ static kf_status room(kf_cached_teacher *c, int64_t rows, kf_error *e) {
   if (rows <= c->rows) return KF_OK;
   free_rows(c);
   KF_NEW(c->row, rows, e);
-  KF_NEW(c->outside, rows, e);
-  KF_NEW(c->best, rows, e);
-  KF_NEW(c->lse, rows, e);
+  KF_DEVICE_NEW(c->o.device, c->outside, rows, e);
+  KF_DEVICE_NEW(c->o.device, c->best, rows, e);
+  KF_DEVICE_NEW(c->o.device, c->lse, rows, e);
   c->rows = rows;
   return KF_OK;
 }

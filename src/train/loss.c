@@ -33,7 +33,7 @@ kf_status kf_network_loss(kf_network *n, const kf_softmax_loss *l, float *hidden
     int64_t m = rows - at < chunk ? rows - at : chunk;
     float *x = hidden + at * width;
     if (!any(weight + at, m)) {
-      memset(x, 0, (size_t)(m * width) * sizeof *x);
+      d->zero(d, x, m * width);
       memset(nll + at, 0, (size_t)m * sizeof *nll);
       memset(divergence + at, 0, (size_t)m * sizeof *divergence);
       continue;
@@ -53,16 +53,16 @@ kf_status kf_network_score(kf_network *n, const float *hidden, int64_t rows, con
   kf_device *d = n->device;
   int64_t width = n->config->hidden, v = n->config->vocabulary, chunk = chunk_rows(n, rows);
   float *h, *logits;
-  int32_t *best;
+  int32_t *best; /* not asked for */
   KF_TRY(kf_work_take(n, KF_WORK_H, chunk * width, &h, e));
   KF_TRY(kf_work_take(n, KF_WORK_LOGITS, chunk * v, &logits, e));
-  KF_NEW(best, chunk, e);
+  KF_DEVICE_NEW(d, best, chunk, e);
   for (int64_t at = 0; at < rows; at += chunk) {
     int64_t m = rows - at < chunk ? rows - at : chunk;
     d->rmsnorm(d, h, hidden + at * width, n->norm.w, m, width, n->config->eps);
     d->matrix(d, logits, h, &n->head.matrix, m, false);
     d->cross_entropy(d, logits, target + at, m, v, nll + at, best);
   }
-  free(best);
+  d->release(d, best);
   return kf_device_check(d, e);
 }

@@ -8,11 +8,12 @@
 
 /* ---------------------------------------------------------------------------------------------- memory */
 
-kf_status kf_keep(kf_kept *k, int64_t count, float **out, kf_error *e) {
+static kf_status keep(kf_network *n, kf_kept *k, int64_t count, float **out, kf_error *e) {
+  kf_device *d = n->device;
   if (count > k->capacity || !k->data) {
-    free(k->data);
-    k->capacity = 0;
-    if (!(k->data = kf_alloc((size_t)count, sizeof *k->data, e))) return KF_ERROR_MEMORY;
+    d->release(d, k->data);
+    *k = (kf_kept){0};
+    KF_DEVICE_NEW(d, k->data, count, e);
     k->capacity = count;
   }
   *out = k->data;
@@ -20,7 +21,7 @@ kf_status kf_keep(kf_kept *k, int64_t count, float **out, kf_error *e) {
 }
 
 kf_status kf_work_take(kf_network *n, kf_work slot, int64_t count, float **out, kf_error *e) {
-  return kf_keep(&n->work[slot], count, out, e);
+  return keep(n, &n->work[slot], count, out, e);
 }
 
 /* ---------------------------------------------------------------------------------------------- parameters of a layer */
@@ -134,45 +135,38 @@ kf_status kf_network_create(const kf_config *c, kf_device *d, kf_parameters *p, 
 
 void kf_network_free(kf_network *n) {
   if (!n) return;
-  for (int i = 0; i < KF_WORKS; i++) free(n->work[i].data);
+  kf_device *d = n->device;
+  for (int i = 0; i < KF_WORKS; i++) d->release(d, n->work[i].data);
   for (int i = 0; n->saved && i < n->config->layers; i++) {
-    free(n->saved[i].x.data);
-    free(n->saved[i].out.data);
-    free(n->saved[i].lse.data);
+    d->release(d, n->saved[i].x.data);
+    d->release(d, n->saved[i].out.data);
+    d->release(d, n->saved[i].lse.data);
   }
   free(n->saved);
   free(n->block);
-  free(n->minus_sin);
-  free(n->position);
+  d->release(d, n->position);
+  free(n->placed);
   kf_run_free(n->run);
   free(n);
 }
 
 /* ---------------------------------------------------------------------------------------------- rotation */
 
+/* Positions of the tokens within their sequences, which all layers share. */
 static kf_status place(kf_network *n, const kf_tokens *t, kf_error *e) {
-  if (t->count > n->positions) {
-    free(n->position);
-    n->positions = 0;
-    KF_NEW(n->position, t->count, e);
-    n->positions = t->count;
-  }
+  kf_device *d = n->device;
+  size_t bytes = (size_t)t->sequences * sizeof *n->placed;
+  if (t->sequences == n->sequences && memcmp(n->placed, t->sequence, bytes) == 0) return KF_OK;
+  free(n->placed);
+  n->sequences = 0;
+  KF_NEW(n->placed, t->sequences, e);
+  d->release(d, n->position);
+  n->position = NULL;
+  KF_DEVICE_NEW(d, n->position, t->count, e);
   for (int i = 0; i < t->sequences; i++)
     for (int64_t j = 0; j < t->sequence[i].count; j++) n->position[t->sequence[i].first + j] = (int32_t)j;
-  return KF_OK;
-}
-
-/* The table's sines, negated. */
-static kf_status turn_round(kf_network *n, const kf_rope_table *table, int64_t rows, const float **sine, kf_error *e) {
-  int64_t count = rows * (table->rope.dim / 2);
-  if (count > n->minus_capacity) {
-    free(n->minus_sin);
-    n->minus_capacity = 0;
-    KF_NEW(n->minus_sin, count, e);
-    n->minus_capacity = count;
-  }
-  for (int64_t i = 0; i < count; i++) n->minus_sin[i] = -table->sin[i];
-  *sine = n->minus_sin;
+  memcpy(n->placed, t->sequence, bytes);
+  n->sequences = t->sequences;
   return KF_OK;
 }
 
@@ -180,10 +174,8 @@ static kf_status rotate_rows(kf_network *n, const kf_attention_config *a, float 
                              int64_t stride, const kf_rope_block *blocks, int count, bool backward, kf_error *e) {
   const kf_rope_table *table;
   KF_TRY(kf_run_rope(n->run, &a->rope, length, &table, e));
-  const float *sine = table->sin;
-  if (backward) KF_TRY(turn_round(n, table, length, &sine, e));
-  n->device->rope(n->device, x + first * stride, m, stride, blocks, count, table->cos, sine, a->rope.dim / 2,
-                  n->position + first);
+  n->device->rope(n->device, x + first * stride, m, stride, blocks, count, table->cos, table->sin, a->rope.dim / 2,
+                  n->position + first, backward);
   return KF_OK;
 }
 
@@ -257,11 +249,11 @@ kf_status kf_network_layer(kf_network *n, int layer, const kf_tokens *t, float *
   kf_attention_pass *passes;
   float *kept, *h, *out, *lse, *act;
   KF_TRY(place(n, t, e));
-  KF_TRY(kf_keep(&saved->x, m * hidden, &kept, e));
-  KF_TRY(kf_keep(&saved->out, m * a->heads * a->d_v, &out, e));
-  KF_TRY(kf_keep(&saved->lse, m * a->heads, &lse, e));
+  KF_TRY(keep(n, &saved->x, m * hidden, &kept, e));
+  KF_TRY(keep(n, &saved->out, m * a->heads * a->d_v, &out, e));
+  KF_TRY(keep(n, &saved->lse, m * a->heads, &lse, e));
   KF_TRY(kf_work_take(n, KF_WORK_H, m * hidden, &h, e));
-  memcpy(kept, x, (size_t)(m * hidden) * sizeof *x);
+  d->copy(d, kept, hidden, x, hidden, m, hidden, false);
   d->rmsnorm(d, h, x, b->input_norm.w, m, hidden, n->config->eps);
   KF_TRY(kf_project(n, b, t, h, &p, e));
   KF_TRY(make_passes(a, t, &p, saved, NULL, NULL, &passes, e));
@@ -316,7 +308,8 @@ static kf_status attention_backward(kf_network *n, const kf_block *b, const kf_t
 
 void kf_network_middle(kf_network *n, int layer, const kf_tokens *t, float *middle) {
   const kf_saved *saved = &n->saved[layer];
-  memcpy(middle, saved->x.data, (size_t)(t->count * n->config->hidden) * sizeof *middle);
+  int64_t hidden = n->config->hidden;
+  n->device->copy(n->device, middle, hidden, saved->x.data, hidden, t->count, hidden, false);
   n->device->matrix(n->device, middle, saved->out.data, &n->block[layer].o.matrix, t->count, true);
 }
 
@@ -332,7 +325,7 @@ kf_status kf_network_layer_backward(kf_network *n, int layer, const kf_tokens *t
   KF_TRY(kf_work_take(n, KF_WORK_MIDDLE, m * hidden, &middle, e));
   kf_network_middle(n, layer, t, middle);
   KF_TRY(mlp_backward(n, b, middle, m, dx, e));
-  for (int64_t i = 0; d_middle && i < m * hidden; i++) dx[i] += d_middle[i];
+  if (d_middle) d->copy(d, dx, hidden, d_middle, hidden, m, hidden, true);
   d->rmsnorm(d, h, saved->x.data, b->input_norm.w, m, hidden, n->config->eps);
   KF_TRY(kf_project(n, b, t, h, &p, e));
   KF_TRY(attention_backward(n, b, t, saved, h, &p, dx, e));

@@ -35,10 +35,9 @@ struct kf_network {
   kf_trained_matrix embedding, head;
   kf_trained_vector norm;
   kf_kept work[KF_WORKS];
-  float *minus_sin; /* of the table last turned round */
-  int64_t minus_capacity;
-  int32_t *position; /* [tokens] */
-  int64_t positions;
+  int32_t *position; /* [tokens] of the sequences `placed` */
+  kf_extent *placed;
+  int sequences;
 };
 
 /* q, k and v of all tokens, rotated, as kf_attention_pass takes them. */
@@ -47,8 +46,7 @@ typedef struct kf_projected {
   int64_t q_stride, k_stride, v_stride;
 } kf_projected;
 
-/* At least count floats. */
-kf_status kf_keep(kf_kept *k, int64_t count, float **out, kf_error *e);
+/* At least count floats of the device's memory. */
 kf_status kf_work_take(kf_network *n, kf_work slot, int64_t count, float **out, kf_error *e);
 /* Rotates (or, backward, rotates back) columns of all tokens' rows. */
 kf_status kf_network_rotate(kf_network *n, const kf_tokens *t, const kf_attention_config *a, float *x, int64_t stride,

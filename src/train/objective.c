@@ -12,7 +12,7 @@ void kf_frozen_free(kf_frozen *f) {
   for (int i = 0; i < f->sequences; i++) kf_sequence_free(f->sequence[i]);
   free(f->sequence);
   free(f->span);
-  free(f->x);
+  if (f->model) f->model->device->release(f->model->device, f->x);
   kf_model_close(f->model);
   *f = (kf_frozen){0};
 }
@@ -36,9 +36,9 @@ static kf_status frozen_begin(kf_frozen *f, const kf_window *w, kf_error *e) {
   kf_model *m = f->model;
   KF_TRY(more_sequences(f, w->sequences, e));
   if (w->count > f->capacity) {
-    free(f->x);
-    f->capacity = 0;
-    KF_NEW(f->x, w->count * m->config.hidden, e);
+    m->device->release(m->device, f->x);
+    f->x = NULL, f->capacity = 0;
+    KF_DEVICE_NEW(m->device, f->x, w->count * m->config.hidden, e);
     f->capacity = w->count;
   }
   for (int i = 0; i < w->sequences; i++) {
@@ -65,14 +65,19 @@ static kf_tokens tokens_of(const kf_window *w) {
   return (kf_tokens){w->ids, w->count, w->sequence, w->sequences};
 }
 
+static void free_rows(kf_objective_run *r) {
+  void *own[] = {r->nll, r->divergence, r->other, r->weight};
+  for (size_t i = 0; r->device && i < sizeof own / sizeof *own; i++) r->device->release(r->device, own[i]);
+  r->nll = r->divergence = r->other = NULL, r->weight = NULL, r->rows = 0;
+}
+
 static kf_status rows(kf_objective_run *r, int64_t count, kf_error *e) {
   if (count <= r->rows) return KF_OK;
-  free(r->nll), free(r->divergence), free(r->other), free(r->weight);
-  r->nll = r->divergence = r->other = NULL, r->weight = NULL, r->rows = 0;
-  KF_NEW(r->nll, count, e);
-  KF_NEW(r->divergence, count, e);
-  KF_NEW(r->other, count, e);
-  KF_NEW(r->weight, count, e);
+  free_rows(r);
+  KF_DEVICE_NEW(r->device, r->nll, count, e);
+  KF_DEVICE_NEW(r->device, r->divergence, count, e);
+  KF_DEVICE_NEW(r->device, r->other, count, e);
+  KF_DEVICE_NEW(r->device, r->weight, count, e);
   r->rows = count;
   return KF_OK;
 }
@@ -111,22 +116,27 @@ static kf_status run_rows(kf_objective_run *r, const kf_window *w, kf_totals *to
 
 /* ---------------------------------------------------------------------------------------------- preferences */
 
-/* -log likelihood of every row under the frozen model. */
-static kf_status reference_nll(kf_objective_run *r, const kf_window *w, double *nll, kf_error *e) {
-  enum { CHUNK = 128 };
-  kf_model *m = r->frozen.model;
-  float *logits;
-  int32_t best[CHUNK];
-  KF_NEW(logits, (int64_t)CHUNK * m->config.vocabulary, e);
-  kf_status s = kf_frozen_forward(&r->frozen, w, e);
-  for (int64_t at = 0; at < w->count && s == KF_OK; at += CHUNK) {
-    int64_t n = w->count - at < CHUNK ? w->count - at : CHUNK;
-    s = frozen_logits(&r->frozen, at, n, NULL, logits, e);
-    if (s != KF_OK) break;
+/* -log likelihood of every row under the frozen model. logits [NLL_ROWS, vocabulary], best [NLL_ROWS]: work space. */
+enum { NLL_ROWS = 128 };
+static kf_status score_rows(kf_frozen *f, const kf_window *w, double *nll, float *logits, int32_t *best, kf_error *e) {
+  kf_model *m = f->model;
+  KF_TRY(kf_frozen_forward(f, w, e));
+  for (int64_t at = 0; at < w->count; at += NLL_ROWS) {
+    int64_t n = w->count - at < NLL_ROWS ? w->count - at : NLL_ROWS;
+    KF_TRY(frozen_logits(f, at, n, NULL, logits, e));
     m->device->cross_entropy(m->device, logits, w->target + at, n, m->config.vocabulary, nll + at, best);
-    s = kf_device_check(m->device, e);
+    KF_TRY(kf_device_check(m->device, e));
   }
-  free(logits);
+  return KF_OK;
+}
+
+static kf_status reference_nll(kf_objective_run *r, const kf_window *w, double *nll, kf_error *e) {
+  kf_device *d = r->frozen.model->device;
+  float *logits = d->alloc(d, NLL_ROWS * (size_t)r->frozen.model->config.vocabulary, sizeof *logits, e);
+  int32_t *best = logits ? d->alloc(d, NLL_ROWS, sizeof *best, e) : NULL;
+  kf_status s = best ? score_rows(&r->frozen, w, nll, logits, best, e) : KF_ERROR_MEMORY;
+  d->release(d, logits);
+  d->release(d, best);
   return s;
 }
 
@@ -203,12 +213,17 @@ static double layer_error(float *y, const float *want, const float *x, int64_t n
   return gap / size;
 }
 
-static kf_status states(kf_objective_run *r, int64_t n, kf_error *e) {
-  enum { STATES = sizeof r->state / sizeof *r->state };
-  if (n <= r->states) return KF_OK;
-  for (int i = 0; i < STATES; i++) free(r->state[i]), r->state[i] = NULL;
+enum { STATES = sizeof((kf_objective_run *)0)->state / sizeof *((kf_objective_run *)0)->state };
+
+static void free_states(kf_objective_run *r) {
+  for (int i = 0; r->device && i < STATES; i++) r->device->release(r->device, r->state[i]), r->state[i] = NULL;
   r->states = 0;
-  for (int i = 0; i < STATES; i++) KF_NEW(r->state[i], n, e);
+}
+
+static kf_status states(kf_objective_run *r, int64_t n, kf_error *e) {
+  if (n <= r->states) return KF_OK;
+  free_states(r);
+  for (int i = 0; i < STATES; i++) KF_DEVICE_NEW(r->device, r->state[i], n, e);
   r->states = n;
   return KF_OK;
 }
@@ -271,8 +286,8 @@ static kf_status run_layers(kf_objective_run *r, const kf_window *w, kf_totals *
 void kf_objective_run_free(kf_objective_run *r) {
   kf_frozen_free(&r->frozen);
   kf_cached_teacher_free(r->cached);
-  free(r->nll), free(r->divergence), free(r->other), free(r->weight);
-  for (size_t i = 0; i < sizeof r->state / sizeof *r->state; i++) free(r->state[i]);
+  free_rows(r);
+  free_states(r);
   *r = (kf_objective_run){0};
 }
 

@@ -38,21 +38,14 @@ static kf_status enumerate(kf_parameters *p, const kf_config *c, kf_error *e) {
   return kf_weights_each(c, add, &n, e);
 }
 
-/* Zeroed by the system page by page, when it is first touched. */
-static kf_status lazy(float **out, int64_t n, kf_error *e) {
-  if (!(*out = calloc((size_t)n, sizeof **out)))
-    return kf_fail(e, KF_ERROR_MEMORY, "out of memory: %lld numbers of training state refused", (long long)n);
-  return KF_OK;
-}
-
 static kf_status allocate(kf_parameters *p, kf_error *e) {
-  KF_TRY(lazy(&p->value, p->total, e));
-  KF_TRY(lazy(&p->gradient, p->total, e));
-  KF_TRY(lazy(&p->first, p->total, e));
-  KF_TRY(lazy(&p->second, p->total, e));
+  KF_DEVICE_NEW(p->device, p->value, p->total, e);
+  KF_DEVICE_NEW(p->device, p->gradient, p->total, e);
+  KF_DEVICE_NEW(p->device, p->first, p->total, e);
+  KF_DEVICE_NEW(p->device, p->second, p->total, e);
   p->compute = p->value;
   if (p->device->compute == KF_F32) return KF_OK;
-  p->compute = kf_alloc((size_t)p->matrices, sizeof(uint16_t), e);
+  p->compute = p->device->alloc(p->device, (size_t)p->matrices, sizeof(uint16_t), e);
   return p->compute ? KF_OK : KF_ERROR_MEMORY;
 }
 
@@ -72,11 +65,12 @@ kf_status kf_parameters_create(const kf_config *c, kf_device *d, kf_parameters *
 
 void kf_parameters_free(kf_parameters *p) {
   if (!p) return;
-  if (p->compute != p->value) free(p->compute);
-  free(p->value);
-  free(p->gradient);
-  free(p->first);
-  free(p->second);
+  kf_device *d = p->device;
+  if (p->compute != p->value) d->release(d, p->compute);
+  d->release(d, p->value);
+  d->release(d, p->gradient);
+  d->release(d, p->first);
+  d->release(d, p->second);
   free(p->item);
   kf_arena_free(&p->arena);
   free(p);
@@ -86,6 +80,15 @@ const kf_parameter *kf_parameters_find(const kf_parameters *p, const char *name)
   for (int i = 0; i < p->count; i++)
     if (strcmp(p->item[i].name, name) == 0) return &p->item[i];
   return NULL;
+}
+
+static void reset_moments(kf_parameters *p) {
+  for (int i = 0; i < p->count; i++) {
+    kf_stretch own = kf_parameters_piece(&p->item[i], p->own);
+    if (!own.count) continue;
+    p->device->zero(p->device, p->first + own.at, own.count);
+    p->device->zero(p->device, p->second + own.at, own.count);
+  }
 }
 
 kf_status kf_parameters_load(kf_parameters *p, const kf_weights *w, kf_error *e) {
@@ -103,6 +106,7 @@ kf_status kf_parameters_load(kf_parameters *p, const kf_weights *w, kf_error *e)
     memcpy(p->value + item->at, data, (size_t)(item->rows * item->columns) * sizeof *data);
     free(data);
   }
+  reset_moments(p);
   kf_parameters_round(p);
   return kf_device_check(p->device, e);
 }
@@ -159,7 +163,7 @@ void kf_parameters_round(kf_parameters *p) {
 void kf_parameters_zero_gradient(kf_parameters *p) {
   for (int i = 0; i < p->count; i++) {
     const kf_parameter *item = &p->item[i];
-    if (item->trained) memset(p->gradient + item->at, 0, (size_t)(item->rows * item->columns) * sizeof *p->gradient);
+    if (item->trained) p->device->zero(p->device, p->gradient + item->at, item->rows * item->columns);
   }
 }
 

@@ -1,4 +1,4 @@
-/* All numbers of a model that is trained, in flat arrays: fp32 masters, gradients, the optimiser's moments, and the copy that
+/* All numbers of a model that is trained, in flat arrays of the device's memory: fp32 masters, gradients, the optimiser's moments, and the copy that
  * products read in the device's compute type.
  *
  * Matrices stand first, in the order of kf_weights_each(), then norms and biases in that order: so the rows of q, k and v, and
@@ -40,10 +40,10 @@ typedef struct kf_parameters {
   kf_shard own;            /* whose moments are kept here and that a step updates: everything, unless there are several ranks */
 } kf_parameters;
 
-/* Every tensor of the configuration, zeros, all trained. */
+/* Every tensor of the configuration, their values undefined, all trained. */
 kf_status kf_parameters_create(const kf_config *c, kf_device *d, kf_parameters **out, kf_error *e);
 void kf_parameters_free(kf_parameters *p);
-/* Values from a checkpoint. */
+/* Values from a checkpoint; moments of the own part 0. */
 kf_status kf_parameters_load(kf_parameters *p, const kf_weights *w, kf_error *e);
 /* Trains what a pattern of `train` matches (all when there is none) and none of `freeze` does. A pattern is a shell's: "*" and
  * "?"; it is looked for anywhere in the name. Errors (KF_ERROR_USAGE): a pattern that matches nothing, nothing left to train. */

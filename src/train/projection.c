@@ -1,6 +1,5 @@
 /* From the normed input of a layer to the queries, keys and values that it attends with, and back. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "train/network_impl.h"
 
@@ -12,8 +11,13 @@ static void back(kf_network *n, float *dx, const float *dy, const float *x, cons
   n->device->matrix_backward(n->device, dx, w->dw, w->dbias, dy, x, &w->matrix, m, add);
 }
 
-static void copy_columns(float *to, int64_t to_stride, const float *from, int64_t from_stride, int64_t m, int64_t columns) {
-  for (int64_t t = 0; t < m; t++) memcpy(to + t * to_stride, from + t * from_stride, (size_t)columns * sizeof *to);
+static void copy(kf_network *n, float *to, int64_t to_stride, const float *from, int64_t from_stride, int64_t m,
+                 int64_t columns) {
+  n->device->copy(n->device, to, to_stride, from, from_stride, m, columns, false);
+}
+
+static void add(kf_network *n, float *to, int64_t to_stride, const float *from, int64_t from_stride, int64_t m, int64_t columns) {
+  n->device->copy(n->device, to, to_stride, from, from_stride, m, columns, true);
 }
 
 /* ---------------------------------------------------------------------------------------------- grouped */
@@ -51,7 +55,7 @@ static kf_status project_grouped(kf_network *n, const kf_block *b, const kf_toke
   *out = grouped_parts(a, qkv);
   if (a->qk_norm) {
     KF_TRY(kf_work_take(n, KF_WORK_RAW, m * width, &raw, e));
-    memcpy(raw, qkv, (size_t)(m * width) * sizeof *raw);
+    copy(n, raw, width, qkv, width, m, width);
     d->head_norm(d, out->q, m, width, a->heads, a->d_qk, b->q_norm.w, 1, eps);
     d->head_norm(d, out->k, m, width, a->kv_heads, a->d_qk, b->k_norm.w, 1, eps);
   }
@@ -116,14 +120,14 @@ static kf_status latent_query(kf_network *n, const kf_block *b, const kf_tokens 
     if (a->q_a_norm)
       d->rmsnorm(d, low, low_raw, b->q_a_norm.w, m, a->q_rank, a->latent_eps);
     else
-      memcpy(low, low_raw, (size_t)(m * a->q_rank) * sizeof *low);
+      copy(n, low, a->q_rank, low_raw, a->q_rank, m, a->q_rank);
     h = low;
   }
   KF_TRY(kf_work_take(n, KF_WORK_Q, m * width, q, e));
   project(n, *q, h, &b->q, m);
   if (a->qk_norm) {
     KF_TRY(kf_work_take(n, KF_WORK_Q_RAW, m * width, &raw, e));
-    memcpy(raw, *q, (size_t)(m * width) * sizeof *raw);
+    copy(n, raw, width, *q, width, m, width);
     d->head_norm(d, *q, m, width, a->heads, a->d_qk, b->q_norm.w, a->kv_heads, n->config->eps);
   }
   return rotate_heads(n, t, a, *q, width, a->heads, false, e);
@@ -156,57 +160,53 @@ static kf_status latent_query_backward(kf_network *n, const kf_block *b, const k
  * row counts for the rope columns of all. */
 static kf_status key_norm(kf_network *n, const kf_block *b, float **w, kf_error *e) {
   const kf_attention_config *a = &b->config->attention;
-  KF_TRY(kf_work_take(n, KF_WORK_K_NORM, (int64_t)a->kv_heads * a->d_qk, w, e));
-  memcpy(*w, b->k_norm.w, (size_t)a->kv_heads * (size_t)a->d_qk * sizeof **w);
+  int64_t all = (int64_t)a->kv_heads * a->d_qk;
+  KF_TRY(kf_work_take(n, KF_WORK_K_NORM, all, w, e));
+  copy(n, *w, all, b->k_norm.w, all, 1, all);
   for (int g = 1; a->rope_heads == 1 && g < a->kv_heads; g++) {
     int nope = kf_attention_nope(a, g);
-    memcpy(*w + (int64_t)g * a->d_qk + nope, *w + nope, (size_t)(a->d_qk - nope) * sizeof **w);
+    copy(n, *w + (int64_t)g * a->d_qk + nope, all, b->k_norm.w + nope, all, 1, a->d_qk - nope);
   }
   return KF_OK;
 }
 
-static void key_norm_backward(const kf_attention_config *a, float *to, const float *from) {
+static void key_norm_backward(kf_network *n, const kf_attention_config *a, float *to, const float *from) {
+  int64_t all = (int64_t)a->kv_heads * a->d_qk;
   for (int g = 0; g < a->kv_heads; g++) {
-    int nope = kf_attention_nope(a, g);
-    for (int j = 0; j < a->d_qk; j++) {
-      int64_t row = a->rope_heads == 1 && j >= nope ? 0 : (int64_t)g * a->d_qk;
-      to[row + j] += from[(int64_t)g * a->d_qk + j];
-    }
+    int64_t own = a->rope_heads == 1 && g > 0 ? kf_attention_nope(a, g) : a->d_qk, head = (int64_t)g * a->d_qk;
+    add(n, to + head, all, from + head, all, 1, own);
+    if (own < a->d_qk) add(n, to + own, all, from + head + own, all, 1, a->d_qk - own);
   }
 }
 
 /* Every KV head's [nope | rope] key and value from rows of kv_b and of [latent | rope keys]; or, backward, their gradients
  * added up where they came from (d_row's rope columns only). */
-static void expand(const kf_attention_config *a, float *kv, const float *kv_b, const float *row, int64_t m) {
-  int64_t rows = kf_attention_kv_b_rows(a), width = a->rank + kf_attention_rope_width(a);
-  for (int64_t t = 0; t < m; t++) {
-    float *k = kv + t * kv_width(a), *v = k + (int64_t)a->kv_heads * a->d_qk;
-    const float *from = kv_b + t * rows, *rope = row + t * width + a->rank;
-    for (int g = 0; g < a->kv_heads; g++, k += a->d_qk, v += a->d_v) {
-      int nope = kf_attention_nope(a, g);
-      memcpy(k, from, (size_t)nope * sizeof *k);
-      memcpy(k + nope, rope, (size_t)(a->d_qk - nope) * sizeof *k);
-      memcpy(v, from + nope, (size_t)a->d_v * sizeof *v);
-      from += nope + a->d_v;
-      if (a->rope_heads > 1) rope += a->d_qk - nope;
-    }
+static void expand(kf_network *n, const kf_attention_config *a, float *kv, const float *kv_b, const float *row, int64_t m) {
+  int64_t rows = kf_attention_kv_b_rows(a), width = a->rank + kf_attention_rope_width(a), stride = kv_width(a);
+  float *k = kv, *v = k + (int64_t)a->kv_heads * a->d_qk;
+  const float *rope = row + a->rank;
+  for (int g = 0; g < a->kv_heads; g++, k += a->d_qk, v += a->d_v) {
+    int nope = kf_attention_nope(a, g);
+    copy(n, k, stride, kv_b, rows, m, nope);
+    copy(n, k + nope, stride, rope, width, m, a->d_qk - nope);
+    copy(n, v, stride, kv_b + nope, rows, m, a->d_v);
+    kv_b += nope + a->d_v;
+    if (a->rope_heads > 1) rope += a->d_qk - nope;
   }
 }
 
-static void expand_backward(const kf_attention_config *a, const float *d_kv, float *d_kv_b, float *d_row, int64_t m) {
-  int64_t rows = kf_attention_kv_b_rows(a), width = a->rank + kf_attention_rope_width(a);
-  for (int64_t t = 0; t < m; t++) {
-    const float *k = d_kv + t * kv_width(a), *v = k + (int64_t)a->kv_heads * a->d_qk;
-    float *to = d_kv_b + t * rows, *rope = d_row + t * width + a->rank;
-    memset(rope, 0, (size_t)(width - a->rank) * sizeof *rope);
-    for (int g = 0; g < a->kv_heads; g++, k += a->d_qk, v += a->d_v) {
-      int nope = kf_attention_nope(a, g);
-      memcpy(to, k, (size_t)nope * sizeof *k);
-      memcpy(to + nope, v, (size_t)a->d_v * sizeof *v);
-      for (int j = 0; j < a->d_qk - nope; j++) rope[j] += k[nope + j];
-      to += nope + a->d_v;
-      if (a->rope_heads > 1) rope += a->d_qk - nope;
-    }
+static void expand_backward(kf_network *n, const kf_attention_config *a, const float *d_kv, float *d_kv_b, float *d_row,
+                            int64_t m) {
+  int64_t rows = kf_attention_kv_b_rows(a), width = a->rank + kf_attention_rope_width(a), stride = kv_width(a);
+  const float *k = d_kv, *v = k + (int64_t)a->kv_heads * a->d_qk;
+  float *rope = d_row + a->rank;
+  for (int g = 0; g < a->kv_heads; g++, k += a->d_qk, v += a->d_v) {
+    int nope = kf_attention_nope(a, g);
+    copy(n, d_kv_b, rows, k, stride, m, nope);
+    copy(n, d_kv_b + nope, rows, v, stride, m, a->d_v);
+    (g == 0 || a->rope_heads > 1 ? copy : add)(n, rope, width, k + nope, stride, m, a->d_qk - nope);
+    d_kv_b += nope + a->d_v;
+    if (a->rope_heads > 1) rope += a->d_qk - nope;
   }
 }
 
@@ -222,13 +222,13 @@ static kf_status project_latent(kf_network *n, const kf_block *b, const kf_token
   KF_TRY(kf_work_take(n, KF_WORK_KV_B, m * kf_attention_kv_b_rows(a), &kv_b, e));
   KF_TRY(kf_work_take(n, KF_WORK_KV, m * stride, &kv, e));
   project(n, row, h, &b->kv_a, m);
-  copy_columns(latent, a->rank, row, width, m, a->rank);
+  copy(n, latent, a->rank, row, width, m, a->rank);
   if (a->kv_a_norm) d->rmsnorm(d, latent, latent, b->kv_a_norm.w, m, a->rank, a->latent_eps);
   project(n, kv_b, latent, &b->kv_b, m);
-  expand(a, kv, kv_b, row, m);
+  expand(n, a, kv, kv_b, row, m);
   if (a->qk_norm) {
     KF_TRY(kf_work_take(n, KF_WORK_KV_RAW, m * stride, &raw, e));
-    memcpy(raw, kv, (size_t)(m * stride) * sizeof *raw);
+    copy(n, raw, stride, kv, stride, m, stride);
     KF_TRY(key_norm(n, b, &norm, e));
     d->head_norm(d, kv, m, stride, a->kv_heads, a->d_qk, norm, a->kv_heads, n->config->eps);
   }
@@ -243,11 +243,11 @@ static kf_status key_norm_gradient(kf_network *n, const kf_block *b, int64_t m, 
   float *dw = NULL;
   if (b->k_norm.dw) {
     KF_TRY(kf_work_take(n, KF_WORK_D_K_NORM, weights, &dw, e));
-    memset(dw, 0, (size_t)weights * sizeof *dw);
+    d->zero(d, dw, weights);
   }
   d->head_norm_backward(d, dk, stride, dw, n->work[KF_WORK_KV_RAW].data, stride, m, a->kv_heads, a->d_qk,
                         n->work[KF_WORK_K_NORM].data, a->kv_heads, n->config->eps);
-  if (dw) key_norm_backward(a, b->k_norm.dw, dw);
+  if (dw) key_norm_backward(n, a, b->k_norm.dw, dw);
   return KF_OK;
 }
 
@@ -263,14 +263,14 @@ static kf_status project_latent_backward(kf_network *n, const kf_block *b, const
   KF_TRY(kf_work_take(n, KF_WORK_D_KV_B, m * kf_attention_kv_b_rows(a), &d_kv_b, e));
   KF_TRY(rotate_heads(n, t, a, g->k, g->k_stride, a->kv_heads, true, e));
   if (a->qk_norm) KF_TRY(key_norm_gradient(n, b, m, g->k, e));
-  expand_backward(a, g->k, d_kv_b, d_row, m);
+  expand_backward(n, a, g->k, d_kv_b, d_row, m);
   latent = n->work[KF_WORK_LATENT].data;
   back(n, d_latent, d_kv_b, latent, &b->kv_b, m, false);
   if (a->kv_a_norm) { /* the norm's input is the row's own latent */
-    copy_columns(latent, a->rank, n->work[KF_WORK_ROW].data, width, m, a->rank);
+    copy(n, latent, a->rank, n->work[KF_WORK_ROW].data, width, m, a->rank);
     d->rmsnorm_backward(d, d_latent, b->kv_a_norm.dw, d_latent, latent, b->kv_a_norm.w, m, a->rank, a->latent_eps, false);
   }
-  copy_columns(d_row, width, d_latent, a->rank, m, a->rank);
+  copy(n, d_row, width, d_latent, a->rank, m, a->rank);
   back(n, dh, d_row, h, &b->kv_a, m, true);
   return KF_OK;
 }

@@ -31,7 +31,8 @@ static kf_status open_frozen(kf_training *t, kf_error *e) {
   const kf_objective *objective = t->run.objective;
   const char *name = t->set.teacher ? t->set.teacher : objective->reference ? t->student : NULL;
   if (!name) return KF_OK;
-  kf_model_options o = {.compute = t->set.compute, .threads = t->set.threads, .hooks = t->set.hooks};
+  kf_model_options o = {
+      .device = t->set.device, .compute = t->set.compute, .threads = t->set.threads, .hooks = t->set.hooks};
   if (t->set.teacher_cache)
     return kf_cached_teacher_open(&(kf_cached_options){.directory = t->set.teacher_cache,
                                                        .teacher = name,
@@ -98,7 +99,7 @@ static kf_status prepare(kf_training *t, const char *student, kf_error *e) {
   KF_TRY(kf_training_settings(t, e));
   KF_TRY(choose_dtype(t, e));
   if (kf_exists(t->out)) return kf_fail(e, KF_ERROR_IO, "%s exists", t->out);
-  KF_TRY(kf_device_open_cpu(t->set.compute, t->set.threads, &t->device, e));
+  KF_TRY(kf_device_open(t->set.device, t->set.compute, t->set.threads, &t->device, e));
   t->run.device = t->device;
   KF_TRY(kf_parameters_create(&t->config, t->run.device, &t->parameters, e));
   KF_TRY(kf_parameters_choose(t->parameters, t->set.train, t->set.train_count, t->set.freeze, t->set.freeze_count, e));
@@ -110,7 +111,7 @@ static kf_status prepare(kf_training *t, const char *student, kf_error *e) {
   KF_TRY(open_data_in_turn(t, e));
   KF_TRY(open_frozen(t, e));
   KF_TRY(kf_parameters_load(t->parameters, &t->weights, e));
-  KF_TRY(kf_window_create((int64_t)t->micro * t->set.length * (t->mix.pairs ? 2 : 1), &t->window, e));
+  KF_TRY(kf_window_create(t->device, (int64_t)t->micro * t->set.length * (t->mix.pairs ? 2 : 1), &t->window, e));
   return kf_training_fingerprint(t, e);
 }
 

@@ -201,6 +201,10 @@ cudaError_t cudaMemset2DAsync(void *to, size_t pitch, int value, size_t width, s
   return cudaSuccess;
 }
 
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
+  return cudaMemset2DAsync(to, bytes, value, bytes, 1, stream);
+}
+
 /* ------------------------------------------------------------------------------------------------ the device */
 
 cudaError_t cudaGetDeviceCount(int *count) {
@@ -235,7 +239,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 /* ------------------------------------------------------------------------------------------------ products */
 
 typedef struct product {
-  cublasOperation_t op_a;
+  cublasOperation_t op_a, op_b;
   int64_t m, n, k, lda, ldb, ldc, batch;
   long long stride_a, stride_b, stride_c;
   const char *a, *b;
@@ -248,7 +252,7 @@ static float number(const char *data, bool bf16, int64_t at) {
               : ((const float *)(const void *)data)[at];
 }
 
-/* Column-major: c[i + j ldc] = sum over l of op(a)[i, l] b[l + j ldb] + beta c. */
+/* Column-major: c[i + j ldc] = sum over l of op(a)[i, l] op(b)[l, j] + beta c. */
 static void run_product(const entry *e) {
   const product *p = e->job;
   for (int64_t t = 0; t < p->batch; t++)
@@ -257,7 +261,7 @@ static void run_product(const entry *e) {
         double sum = 0;
         for (int64_t l = 0; l < p->k; l++)
           sum += (double)number(p->a, p->bf16, t * p->stride_a + (p->op_a == CUBLAS_OP_T ? l + i * p->lda : i + l * p->lda)) *
-                 (double)number(p->b, p->bf16, t * p->stride_b + l + j * p->ldb);
+                 (double)number(p->b, p->bf16, t * p->stride_b + (p->op_b == CUBLAS_OP_T ? j + l * p->ldb : l + j * p->ldb));
         float *c = p->c + t * p->stride_c + i + j * p->ldc;
         *c = (float)(p->beta != 0 ? sum + (double)(p->beta * *c) : sum);
       }
@@ -269,12 +273,13 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t blas, cublasOperatio
                                              long long stride_b, const void *beta, void *c, cudaDataType_t c_type, int64_t ldc,
                                              long long stride_c, int64_t batch, int compute, int algorithm) {
   (void)blas;
-  bool fits = m > 0 && n > 0 && k > 0 && batch > 0 && lda >= (op_a == CUBLAS_OP_T ? k : m) && ldb >= k && ldc >= m;
-  if (!fits || op_b != CUBLAS_OP_N || a_type != b_type || c_type != CUDA_R_32F || *(const float *)alpha != 1 ||
+  bool fits = m > 0 && n > 0 && k > 0 && batch > 0 && lda >= (op_a == CUBLAS_OP_T ? k : m) &&
+              ldb >= (op_b == CUBLAS_OP_T ? n : k) && ldc >= m;
+  if (!fits || a_type != b_type || c_type != CUDA_R_32F || *(const float *)alpha != 1 ||
       compute != CUBLAS_COMPUTE_32F || algorithm != CUBLAS_GEMM_DEFAULT)
     return CUBLAS_STATUS_INVALID_VALUE;
   product p = {
-      op_a, m, n, k, lda, ldb, ldc, batch, stride_a, stride_b, stride_c, a, b, c, *(const float *)beta, a_type == CUDA_R_16BF};
+      op_a, op_b, m, n, k, lda, ldb, ldc, batch, stride_a, stride_b, stride_c, a, b, c, *(const float *)beta, a_type == CUDA_R_16BF};
   append((entry){.run = run_product}, &p, sizeof p);
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -14,6 +14,7 @@
 
 static char directory[64] = "/tmp/kvfold-batches-XXXXXX";
 static kf_tokenizer *tokenizer;
+static kf_device *device;
 static kf_token_options options;
 
 static void path_of(char path[KF_PATH], const char *name) {
@@ -175,7 +176,7 @@ static void packing(void **state) {
     kf_window w;
     int seen[300] = {0};
     assert_int_equal(kf_mix_create(&f, NULL, 1, false, isolated, 5, &m, &e), KF_OK);
-    assert_int_equal(kf_window_create(64, &w, &e), KF_OK);
+    assert_int_equal(kf_window_create(device, 64, &w, &e), KF_OK);
     for (int round = 0; m.source->at.epoch == 0; round++) {
       w.count = w.sequences = 0;
       kf_mix_window(&m, 11, &w);
@@ -212,8 +213,8 @@ static void mixing(void **state) {
   kf_mix m;
   kf_window a, b;
   assert_int_equal(kf_mix_create(f, weights, 2, false, true, 5, &m, &e), KF_OK);
-  assert_int_equal(kf_window_create(8000, &a, &e), KF_OK);
-  assert_int_equal(kf_window_create(8000, &b, &e), KF_OK);
+  assert_int_equal(kf_window_create(device, 8000, &a, &e), KF_OK);
+  assert_int_equal(kf_window_create(device, 8000, &b, &e), KF_OK);
   for (int i = 0; i < 37; i++) kf_mix_window(&m, 9, &a);
   assert_true(llabs(4 * m.source[0].at.drawn - 37) <= 4);
   json_t *noted = kf_mix_state(&m);
@@ -247,7 +248,7 @@ static void pair_windows(void **state) {
   kf_mix m;
   kf_window w;
   assert_int_equal(kf_mix_create(&f, NULL, 1, true, false, 1, &m, &e), KF_OK);
-  assert_int_equal(kf_window_create(400, &w, &e), KF_OK);
+  assert_int_equal(kf_window_create(device, 400, &w, &e), KF_OK);
   for (int i = 0; i < 10; i++) kf_mix_pair(&m, 4, &w);
   assert_int_equal(w.sequences, 20);
   assert_int_equal(m.source->at.epoch, 1);
@@ -273,7 +274,9 @@ int main(void) {
   snprintf(cache, sizeof cache, "%s/cache", directory);
   options = (kf_token_options){.cache = cache};
   if (kf_tokenizer_from_directory(KVFOLD_SOURCE_DIR "/examples/books-7m", &tokenizer, &e) != KF_OK) return 1;
+  if (kf_device_open_cpu(KF_COMPUTE_F32, 1, &device, &e) != KF_OK) return 1;
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
+  kf_device_close(device);
   kf_tokenizer_close(tokenizer);
   kf_remove_tree(directory, NULL);
   return failed;

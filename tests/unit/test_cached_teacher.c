@@ -48,7 +48,7 @@ static kf_cached_teacher *open_cached(const char *name, int top, float temperatu
 static kf_window make_window(bool turned) {
   kf_window w;
   kf_error e = {0};
-  must(kf_window_create(ROWS, &w, &e), &e);
+  must(kf_window_create(device, ROWS, &w, &e), &e);
   for (int s = 0; s < 2; s++) {
     bool first = (s == 0) != turned;
     w.sequence[w.sequences++] = (kf_extent){w.count, first ? 11 : 7};

@@ -1,56 +1,10 @@
 /* Every fast operation against its plain reference, on random shapes, for each instruction set that this machine has, and on
  * its GPU. With the argument "cuda" on the GPU only, which then must be there. bench/bench_device.c times them. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include <math.h>
+#include <time.h>
 
-#include <cmocka.h>
-
-#include "base/random.h"
-#include "device/cpu/cpu.h"
 #include "device/reference.h"
-
-static kf_device *device;
-static kf_random dice;
-
-static int below(int n) {
-  return (int)(kf_random_u64(&dice) % (uint64_t)n);
-}
-static int between(int low, int high) {
-  return low + below(high - low + 1);
-}
-
-/* Memory that operations may be given. */
-static void *memory(int64_t count, size_t size) {
-  kf_error e = {0};
-  void *p = device->alloc(device, (size_t)count, size, &e);
-  if (!p) fail_msg("%s", e.message);
-  return p;
-}
-static void drop(const void *p) {
-  device->release(device, (void *)(uintptr_t)p);
-}
-
-static float *numbers(int64_t n) {
-  float *x = memory(n + 1, sizeof *x);
-  for (int64_t i = 0; i < n; i++) x[i] = (float)kf_random_normal(&dice);
-  return x;
-}
-/* As the device multiplies them: inputs rounded once, so that only the order of sums differs. */
-static float *rounded(int64_t n) {
-  float *x = numbers(n);
-  for (int64_t i = 0; i < n && device->compute == KF_BF16; i++) x[i] = kf_bf16_to_f32(kf_f32_to_bf16(x[i]));
-  return x;
-}
-static float *copy(const float *x, int64_t n) {
-  float *y = memory(n + 1, sizeof *y);
-  memcpy(y, x, (size_t)n * sizeof *y);
-  return y;
-}
+#include "operations.h"
 
 /* |a - b| <= tolerance x |size|; size NULL: the root mean square of b. */
 static void compare_sized(const char *what, const float *a, const float *b, const float *size, int64_t n, double tolerance) {
@@ -72,10 +26,6 @@ static void compare_sized(const char *what, const float *a, const float *b, cons
 }
 static void compare(const char *what, const float *a, const float *b, int64_t n, double tolerance) {
   compare_sized(what, a, b, NULL, n, tolerance);
-}
-static void check_device(void) {
-  kf_error e = {0};
-  if (kf_device_check(device, &e) != KF_OK) fail_msg("%s", e.message);
 }
 /* Sums of k products in f32. */
 static double sum_tolerance(int64_t k) {
@@ -445,12 +395,31 @@ static void rope(void **state) {
       stride = block[b].offset + 2 * block[b].pairs;
     }
     float *x = numbers(m * stride), *expected = copy(x, m * stride), *c = numbers((int64_t)positions * pairs),
-          *s = numbers((int64_t)positions * pairs);
-    device->rope(device, x, m, stride, block, blocks, c, s, pairs, position);
-    kf_reference_rope(expected, m, stride, block, blocks, c, s, pairs, position);
+          *s = numbers((int64_t)positions * pairs), *negated = copy(s, (int64_t)positions * pairs);
+    device->rope(device, x, m, stride, block, blocks, c, s, pairs, position, round % 4 == 3);
+    for (int64_t i = 0; round % 4 == 3 && i < (int64_t)positions * pairs; i++) negated[i] = -s[i];
+    kf_reference_rope(expected, m, stride, block, blocks, c, negated, pairs, position);
     check_device();
     compare("rope", x, expected, m * stride, 2e-6);
-    drop(x), drop(expected), drop(c), drop(s), drop(position);
+    drop(x), drop(expected), drop(c), drop(s), drop(negated), drop(position);
+  }
+}
+
+static void copies(void **state) {
+  (void)state;
+  for (int round = 0; round < 8; round++) {
+    int64_t m = between(1, 90), n = between(1, 70), y_stride = n + below(9), x_stride = n + below(9);
+    float *x = numbers(m * x_stride), *y = numbers(m * y_stride), *expected = copy(y, m * y_stride);
+    for (int64_t i = 0; i < m * n; i++) {
+      float *to = expected + i / n * y_stride + i % n, from = x[i / n * x_stride + i % n];
+      *to = round % 2 ? *to + from : from;
+    }
+    device->copy(device, y, y_stride, x, x_stride, m, n, round % 2);
+    device->zero(device, x, m * n);
+    check_device();
+    assert_memory_equal(y, expected, (size_t)(m * y_stride) * sizeof *y);
+    for (int64_t i = 0; i < m * n; i++) assert_true(x[i] == 0);
+    drop(x), drop(y), drop(expected);
   }
 }
 
@@ -525,7 +494,7 @@ static void errors(void **state) {
   kf_device_close(NULL);
 }
 
-static int run_all(uint64_t seed) {
+int main(int argc, char **argv) {
   static const struct CMUnitTest tests[] = {
       cmocka_unit_test(linear),
       cmocka_unit_test(made_input),
@@ -537,55 +506,10 @@ static int run_all(uint64_t seed) {
       cmocka_unit_test(nothing_to_do),
       cmocka_unit_test(norms),
       cmocka_unit_test(rope),
+      cmocka_unit_test(copies),
       cmocka_unit_test(losses),
       cmocka_unit_test(determinism),
       cmocka_unit_test(errors),
   };
-  printf("device %s %s, %d threads\n", device->isa, device->compute == KF_BF16 ? "bf16" : "f32", device->threads);
-  kf_random_seed(&dice, seed);
-  int failed = cmocka_run_group_tests_name(device->isa, tests, NULL, NULL);
-  kf_device_close(device);
-  return failed;
-}
-
-static int run_isa(kf_isa isa, kf_compute compute, int threads) {
-  kf_error e = {0};
-  if (isa > kf_isa_best()) {
-    printf("SKIP: this CPU does not have instruction set %d\n", (int)isa);
-    return 0;
-  }
-  if (kf_device_open_isa(isa, compute, threads, &device, &e) != KF_OK) {
-    printf("%s\n", e.message);
-    return 1;
-  }
-  return run_all(20 + (uint64_t)isa);
-}
-
-static void no_gpu(void **state) {
-  print_message("SKIP: operations of the CUDA device: %s\n", (const char *)*state);
-  skip();
-}
-
-static int run_cuda(bool needed) {
-  kf_error e = {0};
-  if (kf_device_open(KF_DEVICE_CUDA, KF_COMPUTE_F32, 0, &device, &e) != KF_OK) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(no_gpu, e.message)};
-    return cmocka_run_group_tests_name("cuda", tests, NULL, NULL) + needed;
-  }
-  int failed = run_all(30);
-  if (kf_device_open(KF_DEVICE_CUDA, KF_COMPUTE_BF16, 0, &device, &e) != KF_OK) return 1;
-  return failed + run_all(31);
-}
-
-int main(int argc, char **argv) {
-  bool cuda_only = argc > 1 && strcmp(argv[1], "cuda") == 0;
-  int failed = run_cuda(cuda_only);
-  if (cuda_only) return failed ? 1 : 0;
-  failed += run_isa(KF_ISA_PORTABLE, KF_COMPUTE_F32, 2);
-  failed += run_isa(KF_ISA_AVX2, KF_COMPUTE_F32, 2);
-  failed += run_isa(KF_ISA_AVX512, KF_COMPUTE_F32, 2);
-  failed += run_isa(KF_ISA_AVX512_BF16, KF_COMPUTE_F32, 1);
-  failed += run_isa(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 1);
-  failed += run_isa(KF_ISA_AVX512_BF16, KF_COMPUTE_AUTO, 3);
-  return failed ? 1 : 0;
+  return run_everywhere(tests, sizeof tests / sizeof *tests, argc, argv);
 }

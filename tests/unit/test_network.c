@@ -13,6 +13,8 @@
 #include "model/model.h"
 #include "train/network.h"
 
+static kf_device_kind kind = KF_DEVICE_CPU;
+
 enum { HIDDEN = 24, HEADS = 4, FF = 20, VOCAB = 31, TOKENS = 20, DIM = 8, WIDE = 16 };
 
 typedef struct variant {
@@ -266,16 +268,28 @@ static void must(kf_status s, const kf_error *e) {
   if (s != KF_OK) fail_msg("%s", e->message);
 }
 
-static double step(kf_network *n, kf_parameters *p, problem *q) {
+/* A copy in the device's memory. */
+static void *sent(kf_device *d, const void *from, size_t bytes) {
   kf_error e = {0};
-  kf_tokens t = {q->ids, TOKENS, sequences, sizeof sequences / sizeof *sequences};
-  double nll[TOKENS], kl[TOKENS], sum = 0;
-  float *hidden;
+  void *to = d->alloc(d, bytes, 1, &e);
+  if (!to) fail_msg("%s", e.message);
+  return memcpy(to, from, bytes);
+}
+
+static double step(kf_network *n, kf_parameters *p, const problem *q) {
+  kf_error e = {0};
+  kf_device *d = p->device;
+  int32_t *ids = sent(d, q->ids, sizeof q->ids), *target = sent(d, q->target, sizeof q->target);
+  float *weight = sent(d, q->weight, sizeof q->weight), *hidden;
+  double none[TOKENS] = {0}, *nll = sent(d, none, sizeof none), *kl = sent(d, none, sizeof none), sum = 0;
+  kf_tokens t = {ids, TOKENS, sequences, sizeof sequences / sizeof *sequences};
   kf_parameters_zero_gradient(p);
   must(kf_network_forward(n, &t, &hidden, &e), &e);
-  must(kf_network_loss(n, &q->loss, hidden, TOKENS, q->target, q->weight, give_teacher, q->teacher, nll, kl, &e), &e);
+  must(kf_network_loss(n, &q->loss, hidden, TOKENS, target, weight, give_teacher, (void *)(uintptr_t)q->teacher, nll, kl, &e), &e);
   must(kf_network_backward(n, &t, hidden, &e), &e);
-  for (int i = 0; i < TOKENS; i++) sum += (double)q->weight[i] * ((double)q->loss.ce * nll[i] + (double)q->loss.kl * kl[i]);
+  for (int i = 0; i < TOKENS; i++) sum += (double)weight[i] * ((double)q->loss.ce * nll[i] + (double)q->loss.kl * kl[i]);
+  void *own[] = {ids, target, weight, nll, kl};
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) d->release(d, own[i]);
   return sum;
 }
 
@@ -293,6 +307,8 @@ static void randomise(kf_parameters *p, kf_random *r) {
   for (int i = 0; i < p->count; i++)
     for (int64_t j = 0; j < p->item[i].rows * p->item[i].columns; j++)
       p->value[p->item[i].at + j] = (float)((strstr(p->item[i].name, "norm") ? 1 : 0) + 0.3 * kf_random_normal(r));
+  p->device->zero(p->device, p->first, p->total);
+  p->device->zero(p->device, p->second, p->total);
   kf_parameters_round(p);
 }
 
@@ -333,7 +349,7 @@ static void gradients(void **state) {
     problem q;
     kf_random_seed(&r, 3 + i);
     make_config(&variants[i], &c, &json);
-    must(kf_device_open_cpu(KF_COMPUTE_F32, 2, &d, &e), &e);
+    must(kf_device_open(kind, KF_COMPUTE_F32, 2, &d, &e), &e);
     must(kf_parameters_create(&c, d, &p, &e), &e);
     randomise(p, &r);
     make_problem(&q, &r);
@@ -366,7 +382,7 @@ static void freezing(void **state) {
   problem q;
   kf_random_seed(&r, 9);
   make_config(&variants[4], &c, &json);
-  must(kf_device_open_cpu(KF_COMPUTE_F32, 1, &d, &e), &e);
+  must(kf_device_open(kind, KF_COMPUTE_F32, 1, &d, &e), &e);
   must(kf_parameters_create(&c, d, &p, &e), &e);
   randomise(p, &r);
   make_problem(&q, &r);
@@ -382,6 +398,7 @@ static void freezing(void **state) {
   kf_parameters_step(
       p, &(kf_adamw){
              .rate = 0.01f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .scale = 1, .correction1 = 0.1f, .correction2 = 0.01f});
+  assert_int_equal(kf_device_check(d, NULL), KF_OK);
   int trained = 0;
   for (int i = 0; i < p->count; i++) {
     const kf_parameter *item = &p->item[i];
@@ -447,9 +464,11 @@ static void golden_step(const char *name, const kf_config *c, kf_parameters *p, 
   assert_non_null(tokens);
   int64_t m = tokens->shape[0];
   assert_true(m <= MOST);
-  int32_t ids[MOST], target[MOST] = {0};
-  float weight[MOST] = {0}, *hidden;
-  double nll[MOST], kl[MOST], sum = 0;
+  kf_device *d = p->device;
+  const char none[MOST * sizeof(double)] = {0};
+  int32_t *ids = sent(d, none, sizeof none), *target = sent(d, none, sizeof none);
+  float *weight = sent(d, none, sizeof none), *hidden;
+  double *nll = sent(d, none, sizeof none), *kl = sent(d, none, sizeof none), sum = 0;
   kf_error e = {0};
   for (int64_t i = 0; i < m; i++) ids[i] = (int32_t)((const int64_t *)(const void *)tokens->data)[i];
   for (int64_t i = 0; i + 1 < m; i++) target[i] = ids[i + 1], weight[i] = 1 / (float)(m - 1);
@@ -463,6 +482,8 @@ static void golden_step(const char *name, const kf_config *c, kf_parameters *p, 
   must(kf_network_loss(n, &l, hidden, m, target, weight, give_golden, &given, nll, kl, &e), &e);
   must(kf_network_backward(n, &t, hidden, &e), &e);
   for (int64_t i = 0; i < m; i++) sum += (double)weight[i] * (0.4 * nll[i] + 0.6 * kl[i]);
+  void *own[] = {ids, target, weight, nll, kl};
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) d->release(d, own[i]);
   compare(name, "loss", &(float){(float)sum}, fixture(f, "", "loss", 1), 1, 1e-5, 0);
   for (int i = 0; i < p->count; i++) {
     const kf_parameter *item = &p->item[i];
@@ -482,6 +503,7 @@ static void golden_update(const char *name, kf_parameters *p, const kf_safetenso
                                     .scale = (float)(norm > 0.5 ? 0.5 / norm : 1),
                                     .correction1 = 1 - 0.9f,
                                     .correction2 = 1 - 0.95f});
+  assert_int_equal(kf_device_check(p->device, NULL), KF_OK);
   for (int i = 0; i < p->count; i++) {
     const kf_parameter *item = &p->item[i];
     compare(name, item->name, p->value + item->at, fixture(f, "updated.", item->name, item->rows * item->columns),
@@ -509,7 +531,7 @@ static void golden(void **state) {
     must(kf_model_read(path, &c, &w, &e), &e);
     snprintf(path, sizeof path, "%s/tests/fixtures/training/%s.safetensors", KVFOLD_SOURCE_DIR, names[i]);
     must(kf_safetensors_open(path, &f, &e), &e);
-    must(kf_device_open_cpu(KF_COMPUTE_F32, 1, &d, &e), &e);
+    must(kf_device_open(kind, KF_COMPUTE_F32, 1, &d, &e), &e);
     must(kf_parameters_create(&c, d, &p, &e), &e);
     must(kf_parameters_load(p, &w, &e), &e);
     must(kf_network_create(&c, d, p, &n, &e), &e);
@@ -535,12 +557,14 @@ static void errors(void **state) {
   kf_network *n = NULL;
   float *hidden;
   make_config(&variants[0], &c, &json);
-  must(kf_device_open_cpu(KF_COMPUTE_F32, 1, &d, &e), &e);
+  must(kf_device_open(kind, KF_COMPUTE_F32, 1, &d, &e), &e);
   must(kf_parameters_create(&c, d, &p, &e), &e);
   must(kf_network_create(&c, d, p, &n, &e), &e);
   int32_t ids[] = {0, VOCAB};
   kf_tokens t = {ids, 2, &(kf_extent){0, 2}, 1};
   assert_int_equal(kf_network_forward(n, &t, &hidden, &e), KF_ERROR_INPUT);
+  kf_parameters_zero_gradient(p);
+  assert_int_equal(kf_device_check(d, &e), KF_OK);
   p->gradient[p->item[2].at] = NAN;
   assert_int_equal(kf_parameters_broken(p), 2);
   kf_network_free(n);
@@ -553,7 +577,8 @@ static void errors(void **state) {
   json_decref(json);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], "cuda") == 0) kind = KF_DEVICE_CUDA;
   const struct CMUnitTest tests[] = {cmocka_unit_test(gradients), cmocka_unit_test(freezing), cmocka_unit_test(golden),
                                      cmocka_unit_test(errors)};
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,6 +14,8 @@
 
 static char directory[64] = "/tmp/kvfold-objective-XXXXXX";
 
+static kf_device_kind kind = KF_DEVICE_CPU;
+
 typedef struct bench {
   kf_config config;
   kf_weights weights;
@@ -36,7 +38,7 @@ static void open_bench(bench *b, const char *objective, const char *frozen) {
   snprintf(path, sizeof path, "%s/a", directory);
   must(kf_model_read(path, &b->config, &b->weights, &e), &e);
   b->weights.config = &b->config;
-  must(kf_device_open_cpu(KF_COMPUTE_F32, 1, &b->device, &e), &e);
+  must(kf_device_open(kind, KF_COMPUTE_F32, 1, &b->device, &e), &e);
   must(kf_parameters_create(&b->config, b->device, &b->parameters, &e), &e);
   must(kf_parameters_load(b->parameters, &b->weights, &e), &e);
   must(kf_network_create(&b->config, b->device, b->parameters, &b->network, &e), &e);
@@ -44,9 +46,9 @@ static void open_bench(bench *b, const char *objective, const char *frozen) {
   b->run.settings = (kf_objective_settings){.ce = 0.3f, .kl = 0.7f, .temperature = 1.5f, .beta = 0.4, .smoothing = 0.1};
   b->run.network = b->network, b->run.device = b->device;
   snprintf(path, sizeof path, "%s/%s", directory, frozen ? frozen : "");
-  kf_model_options o = {.compute = KF_COMPUTE_F32, .threads = 1};
+  kf_model_options o = {.device = kind, .compute = KF_COMPUTE_F32, .threads = 1};
   if (frozen) must(kf_model_open(path, &o, &b->run.frozen.model, &e), &e);
-  must(kf_window_create(64, &b->window, &e), &e);
+  must(kf_window_create(b->device, 64, &b->window, &e), &e);
   static const int64_t lengths[] = {9, 5, 7, 11};
   for (int s = 0; s < 4; s++) {
     b->window.sequence[b->window.sequences++] = (kf_extent){b->window.count, lengths[s]};
@@ -65,7 +67,7 @@ static void cache_teacher(bench *b) {
   snprintf(cache, sizeof cache, "%s/cache", directory), snprintf(teacher, sizeof teacher, "%s/b", directory);
   kf_cached_options o = {.directory = cache,
                          .teacher = teacher,
-                         .model = {.compute = KF_COMPUTE_F32, .threads = 1},
+                         .model = {.device = kind, .compute = KF_COMPUTE_F32, .threads = 1},
                          .device = b->device,
                          .top = 6,
                          .vocabulary = b->config.vocabulary,
@@ -198,7 +200,8 @@ static void names(void **state) {
   assert_int_equal(kf_objective_find("nonsense", &o, &e), KF_ERROR_USAGE);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], "cuda") == 0) kind = KF_DEVICE_CUDA;
   const struct CMUnitTest tests[] = {cmocka_unit_test(gradients), cmocka_unit_test(at_the_start), cmocka_unit_test(aligning),
                                      cmocka_unit_test(names)};
   char path[KF_PATH];

@@ -40,7 +40,7 @@ int kf_threads_for(const kf_cpu *c, double work) {
 
 static void *cpu_alloc(kf_device *d, size_t count, size_t size, kf_error *e) {
   (void)d;
-  return kf_alloc(count, size, e);
+  return kf_alloc_raw(count, size, e);
 }
 
 static void cpu_release(kf_device *d, void *p) {

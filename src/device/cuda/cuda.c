@@ -141,6 +141,7 @@ kf_status kf_device_open_cuda(kf_compute compute, int threads, kf_device **out, 
   kf_cuda_linear_table(&c->device);
   kf_cuda_rows_table(&c->device);
   kf_cuda_attention_table(&c->device);
+  kf_cuda_training_table(&c->device);
   kf_status s = start(c, e);
   if (s != KF_OK)
     cuda_close(&c->device);

@@ -11,7 +11,15 @@
 kf_status kf_device_open_cuda(kf_compute compute, int threads, kf_device **out, kf_error *e);
 
 /* Memory of the GPU that an operation needs while it runs; it only grows, and the order of the stream guards it. */
-typedef enum kf_cuda_slot { KF_CUDA_INPUT, KF_CUDA_PARCEL, KF_CUDA_SLOTS } kf_cuda_slot;
+typedef enum kf_cuda_slot {
+  KF_CUDA_INPUT,    /* what a product reads, in the compute type */
+  KF_CUDA_GRADIENT, /* likewise, of a product's result */
+  KF_CUDA_WORK,     /* of the kernel at hand */
+  KF_CUDA_SCORE,    /* of attention, as the next */
+  KF_CUDA_SCORE_GRADIENT,
+  KF_CUDA_PARCEL,
+  KF_CUDA_SLOTS
+} kf_cuda_slot;
 
 typedef struct kf_cuda {
   kf_device device; /* first: a kf_device is cast to its kf_cuda */
@@ -58,9 +66,29 @@ bool kf_cuda_parcel_open(kf_cuda *c, size_t bytes, kf_cuda_parcel *out);
 const void *kf_cuda_put(kf_cuda_parcel *p, const void *from, size_t bytes);
 bool kf_cuda_send(kf_cuda *c, const kf_cuda_parcel *p);
 
+/* c [m, n] = A B, row-major; with add, += that. A is [m, k], or with a_transposed stored as [k, m]; B likewise [k, n] or [n, k].
+ * A batch of `heads` products, whose operands stand *_head numbers apart. */
+typedef struct kf_cuda_product {
+  const void *a, *b; /* of `type`, f32 or bf16 */
+  float *c;
+  cudaDataType_t type;
+  int64_t m, n, k, a_row, b_row, c_row, a_head, b_head, c_head;
+  int heads;
+  bool a_transposed, b_transposed, add;
+} kf_cuda_product;
+void kf_cuda_multiply(kf_cuda *c, const kf_cuda_product *p);
+/* The type that products of weights read. */
+cudaDataType_t kf_cuda_type(const kf_cuda *c);
+/* x [n] in that type, rounded into the slot if need be; NULL when n < 1, and after a failure. */
+const void *kf_cuda_input(kf_cuda *c, kf_cuda_slot slot, const float *x, int64_t n);
+/* y [m, n] = input W^T + bias (or NULL), w [n, k]; with add, y += that. input [m, k] of the compute type; NULL: nothing. */
+void kf_cuda_linear(kf_cuda *c, float *y, const void *input, const void *w, const float *bias, int64_t m, int64_t n, int64_t k,
+                    bool add);
+
 /* One function a group of operations fills its entries of the table. */
 void kf_cuda_linear_table(kf_device *d);
 void kf_cuda_rows_table(kf_device *d);
 void kf_cuda_attention_table(kf_device *d);
+void kf_cuda_training_table(kf_device *d);
 
 #endif

@@ -40,8 +40,17 @@ typedef struct kf_cuda_rope {
   int block_count, table_pairs;
   const int32_t *indices, *position;
   const float *cos, *sin;
+  bool reverse;
 } kf_cuda_rope;
 cudaError_t kf_cuda_launch_rope(cudaStream_t stream, const kf_cuda_rope *job);
+
+typedef struct kf_cuda_copy {
+  float *y;
+  const float *x;
+  int64_t y_stride, x_stride, m, n;
+  bool add;
+} kf_cuda_copy;
+cudaError_t kf_cuda_launch_copy(cudaStream_t stream, const kf_cuda_copy *job);
 
 /* Rows at .. at + m, columns column .. column + n, and a matrix x of that shape. */
 typedef struct kf_cuda_slice {
@@ -113,6 +122,86 @@ typedef struct kf_cuda_loss {
 } kf_cuda_loss;
 cudaError_t kf_cuda_launch_cross_entropy(cudaStream_t stream, const kf_cuda_loss *job);
 cudaError_t kf_cuda_launch_divergence(cudaStream_t stream, const kf_cuda_loss *job);
+
+/* ---- training */
+
+/* All norms' backward: row t's head h of dy, x and dx is n numbers at t * its stride + h * n. The gradient of w is summed up in
+ * two steps, so that it does not depend on the order in which blocks run. */
+typedef struct kf_cuda_norm_backward {
+  float *dx, *dw; /* dx may be dy; dw [w_heads, n], +=; NULL: not wanted */
+  const float *dy, *x, *w;
+  int64_t m, dx_stride, dy_stride, x_stride, n;
+  int heads, w_heads;
+  float eps;
+  bool add;
+  float *work; /* kf_cuda_norm_work() numbers */
+} kf_cuda_norm_backward;
+int64_t kf_cuda_norm_work(const kf_cuda_norm_backward *job);
+cudaError_t kf_cuda_launch_norm_backward(cudaStream_t stream, const kf_cuda_norm_backward *job);
+
+/* sum [n] += the rows of x [m, n]; work: kf_cuda_sums_work() numbers. */
+typedef struct kf_cuda_sums {
+  float *sum, *work;
+  const float *x;
+  int64_t m, n;
+} kf_cuda_sums;
+int64_t kf_cuda_sums_work(int64_t m, int64_t n);
+cudaError_t kf_cuda_launch_sums(cudaStream_t stream, const kf_cuda_sums *job);
+
+typedef struct kf_cuda_swiglu_backward {
+  float *d_gate_up; /* may be gate_up */
+  const float *dy, *gate_up;
+  int64_t m, f;
+} kf_cuda_swiglu_backward;
+cudaError_t kf_cuda_launch_swiglu_backward(cudaStream_t stream, const kf_cuda_swiglu_backward *job);
+
+/* rows [m, n] and rows `ids` of table. */
+typedef struct kf_cuda_embedding {
+  float *rows, *table;
+  const int32_t *ids;
+  int64_t m, n;
+} kf_cuda_embedding;
+cudaError_t kf_cuda_launch_gather(cudaStream_t stream, const kf_cuda_embedding *job);
+cudaError_t kf_cuda_launch_scatter_add(cudaStream_t stream, const kf_cuda_embedding *job);
+
+/* Of one sequence, all heads: `queries` queries from position `first` on meet `keys` keys from position `from` on.
+ * score [heads, queries, keys] becomes the probabilities. */
+typedef struct kf_cuda_scores {
+  float *score;
+  float *lse;      /* [tokens, heads]; written, or by the backward read */
+  float *gradient; /* [heads, queries, keys] of probabilities: becomes that of the scores; NULL: the forward */
+  int64_t heads, queries, first, keys, from, window;
+  float scale;
+} kf_cuda_scores;
+cudaError_t kf_cuda_launch_scores(cudaStream_t stream, const kf_cuda_scores *job);
+
+typedef struct kf_cuda_softmax_loss {
+  kf_softmax_loss loss;
+  float *logits;
+  const float *teacher, *weight;
+  const int32_t *target;
+  int64_t m, v;
+  double *nll, *divergence;
+} kf_cuda_softmax_loss;
+cudaError_t kf_cuda_launch_softmax_loss(cudaStream_t stream, const kf_cuda_softmax_loss *job);
+
+typedef struct kf_cuda_adamw {
+  kf_adamw o;
+  float *w, *first, *second;
+  const float *gradient;
+  int64_t n;
+} kf_cuda_adamw;
+cudaError_t kf_cuda_launch_adamw(cudaStream_t stream, const kf_cuda_adamw *job);
+
+enum { KF_CUDA_PARTS = 256 };
+/* part [blocks, KF_CUDA_PARTS at most]: their sum is that of the squares. */
+typedef struct kf_cuda_squares {
+  double *part;
+  const float *x;
+  int64_t n;
+} kf_cuda_squares;
+int kf_cuda_squares_parts(int64_t n);
+cudaError_t kf_cuda_launch_squares(cudaStream_t stream, const kf_cuda_squares *job);
 
 #ifdef __cplusplus
 }

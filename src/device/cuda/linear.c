@@ -73,66 +73,67 @@ static kf_status plain(kf_device *d, const float *w, int64_t n, int64_t k, kf_we
 
 /* ------------------------------------------------------------------------------------------------ products */
 
-/* y[t, h, 0..n) = x[t, h, 0..k) w^T for w [n, k], or x w for w [k, n]; x and w of the compute type. */
-typedef struct product {
-  const void *x, *w;
-  float *y;
-  int64_t m, n, k, x_row, x_head, y_row, y_head; /* strides in numbers */
-  int heads;
-  bool transposed, add;
-} product;
+cudaDataType_t kf_cuda_type(const kf_cuda *c) {
+  return c->device.compute == KF_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
 
-static void multiply(kf_cuda *c, const product *p) {
+/* C^T = B^T A^T, column-major. */
+void kf_cuda_multiply(kf_cuda *c, const kf_cuda_product *p) {
   const float one = 1, beta = p->add ? 1 : 0;
-  cudaDataType_t type = c->device.compute == KF_BF16 ? CUDA_R_16BF : CUDA_R_32F;
-  cublasStatus_t status =
-      cublasGemmStridedBatchedEx_64(c->blas, p->transposed ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N, p->n, p->m, p->k, &one, p->w,
-                                    type, p->transposed ? p->k : p->n, 0, p->x, type, p->x_row, p->x_head, &beta, p->y,
-                                    CUDA_R_32F, p->y_row, p->y_head, p->heads, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
-  if (status != CUBLAS_STATUS_SUCCESS && c->device.error.status == KF_OK)
+  if (c->device.error.status != KF_OK) return;
+  cublasStatus_t status = cublasGemmStridedBatchedEx_64(
+      c->blas, p->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, p->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, p->n, p->m, p->k, &one,
+      p->b, p->type, p->b_row, p->b_head, p->a, p->type, p->a_row, p->a_head, &beta, p->c, CUDA_R_32F, p->c_row, p->c_head,
+      p->heads, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+  if (status != CUBLAS_STATUS_SUCCESS)
     kf_fail(&c->device.error, KF_ERROR_IO, "cuBLAS failed on a product of %lld x %lld x %lld: %s", (long long)p->m,
             (long long)p->n, (long long)p->k, cublasGetStatusString(status));
 }
 
 /* Room for n numbers of the compute type that a product is to read; NULL when there are none, and after a failure. */
-static void *input_space(kf_cuda *c, int64_t n) {
+static void *input_space(kf_cuda *c, kf_cuda_slot slot, int64_t n) {
   if (n < 1 || c->device.error.status != KF_OK) return NULL;
-  return kf_cuda_scratch(c, KF_CUDA_INPUT, (size_t)n * element(c));
+  return kf_cuda_scratch(c, slot, (size_t)n * element(c));
 }
 
-/* x in the compute type; NULL as above. */
-static const void *convert(kf_cuda *c, const float *x, int64_t n) {
+const void *kf_cuda_input(kf_cuda *c, kf_cuda_slot slot, const float *x, int64_t n) {
   if (c->device.compute == KF_F32) return n < 1 || c->device.error.status != KF_OK ? NULL : x;
-  kf_cuda_round job = {input_space(c, n), x, n};
+  kf_cuda_round job = {input_space(c, slot, n), x, n};
   return job.to && kf_cuda_ok(c, kf_cuda_launch_round(c->stream, &job)) ? job.to : NULL;
 }
 
-/* y = input W^T + bias; with add, y += that. input: [m, k] of the compute type, or NULL: nothing is done. */
-static void product_of(kf_cuda *c, float *y, const void *input, const kf_weight *w, int64_t m, bool add) {
+void kf_cuda_linear(kf_cuda *c, float *y, const void *input, const void *w, const float *bias, int64_t m, int64_t n, int64_t k,
+                    bool add) {
   if (!input) return;
-  kf_cuda_bias bias = {.y = y, .bias = w->bias, .m = m, .row_stride = w->n, .n = w->n, .heads = 1, .add = add};
-  if (w->bias) kf_cuda_ok(c, kf_cuda_launch_bias(c->stream, &bias));
-  multiply(c, &(product){.x = input,
-                         .w = w->data,
-                         .y = y,
-                         .m = m,
-                         .n = w->n,
-                         .k = w->k,
-                         .x_row = w->k,
-                         .y_row = w->n,
-                         .heads = 1,
-                         .transposed = true,
-                         .add = add || w->bias});
+  kf_cuda_bias first = {.y = y, .bias = bias, .m = m, .row_stride = n, .n = n, .heads = 1, .add = add};
+  if (bias) kf_cuda_ok(c, kf_cuda_launch_bias(c->stream, &first));
+  kf_cuda_multiply(c, &(kf_cuda_product){.a = input,
+                                         .b = w,
+                                         .c = y,
+                                         .type = kf_cuda_type(c),
+                                         .m = m,
+                                         .n = n,
+                                         .k = k,
+                                         .a_row = k,
+                                         .b_row = k,
+                                         .c_row = n,
+                                         .heads = 1,
+                                         .b_transposed = true,
+                                         .add = add || bias});
+}
+
+static void product_of(kf_cuda *c, float *y, const void *input, const kf_weight *w, int64_t m, bool add) {
+  kf_cuda_linear(c, y, input, w->data, w->bias, m, w->n, w->k, add);
 }
 
 static void linear(kf_device *d, float *y, const float *x, const kf_weight *w, int64_t m, bool add) {
   kf_cuda *c = kf_cuda_of(d);
-  product_of(c, y, convert(c, x, m * w->k), w, m, add);
+  product_of(c, y, kf_cuda_input(c, KF_CUDA_INPUT, x, m * w->k), w, m, add);
 }
 
 static void norm_linear(kf_device *d, float *y, const float *x, const float *norm, float eps, const kf_weight *w, int64_t m) {
   kf_cuda *c = kf_cuda_of(d);
-  kf_cuda_norm job = {.y = input_space(c, m * w->k),
+  kf_cuda_norm job = {.y = input_space(c, KF_CUDA_INPUT, m * w->k),
                       .bf16 = d->compute == KF_BF16,
                       .x = x,
                       .w = norm,
@@ -147,7 +148,7 @@ static void norm_linear(kf_device *d, float *y, const float *x, const float *nor
 
 static void swiglu_linear(kf_device *d, float *y, const float *gate_up, const kf_weight *w, int64_t m) {
   kf_cuda *c = kf_cuda_of(d);
-  kf_cuda_swiglu job = {.y = input_space(c, m * w->k), .bf16 = d->compute == KF_BF16, .gate_up = gate_up, .m = m, .f = w->k};
+  kf_cuda_swiglu job = {.y = input_space(c, KF_CUDA_INPUT, m * w->k), .bf16 = d->compute == KF_BF16, .gate_up = gate_up, .m = m, .f = w->k};
   if (job.y && kf_cuda_ok(c, kf_cuda_launch_swiglu(c->stream, &job))) product_of(c, y, job.y, w, m, true);
 }
 
@@ -158,57 +159,61 @@ static const void *row_of(const kf_cuda *c, const kf_weight *w, int64_t row) {
 static void head_transposed(kf_device *d, float *y, const float *x, int64_t m, int heads, int x_stride, const kf_weight *w,
                             const kf_head_rows *rows, int kv_heads) {
   kf_cuda *c = kf_cuda_of(d);
-  const char *input = convert(c, x, m * heads * x_stride);
+  const char *input = kf_cuda_input(c, KF_CUDA_INPUT, x, m * heads * x_stride);
   int64_t group = heads / kv_heads;
   for (int g = 0; input && g < kv_heads; g++) {
-    product p = {.x = input + (size_t)(g * group * x_stride) * element(c),
-                 .w = row_of(c, w, rows[g].first),
-                 .y = y + g * group * w->k,
-                 .m = m,
-                 .n = w->k,
-                 .k = rows[g].count,
-                 .x_row = (int64_t)heads * x_stride,
-                 .x_head = x_stride,
-                 .y_row = heads * w->k,
-                 .y_head = w->k,
-                 .heads = (int)group};
-    size_t pitch = (size_t)p.y_row * sizeof *y;
+    kf_cuda_product p = {.a = input + (size_t)(g * group * x_stride) * element(c),
+                         .b = row_of(c, w, rows[g].first),
+                         .c = y + g * group * w->k,
+                         .type = kf_cuda_type(c),
+                         .m = m,
+                         .n = w->k,
+                         .k = rows[g].count,
+                         .a_row = (int64_t)heads * x_stride,
+                         .a_head = x_stride,
+                         .b_row = w->k,
+                         .c_row = heads * w->k,
+                         .c_head = w->k,
+                         .heads = (int)group};
+    size_t pitch = (size_t)p.c_row * sizeof *y;
     if (p.k)
-      multiply(c, &p);
+      kf_cuda_multiply(c, &p);
     else /* a head without such rows: the sum of nothing */
-      kf_cuda_ok(c, cudaMemset2DAsync(p.y, pitch, 0, (size_t)(group * w->k) * sizeof *y, (size_t)m, c->stream));
+      kf_cuda_ok(c, cudaMemset2DAsync(p.c, pitch, 0, (size_t)(group * w->k) * sizeof *y, (size_t)m, c->stream));
   }
 }
 
 static void head_times(kf_device *d, float *y, int y_stride, const float *x, int64_t m, int heads, const kf_weight *w,
                        const kf_head_rows *rows, int kv_heads, const float *bias) {
   kf_cuda *c = kf_cuda_of(d);
-  const char *input = convert(c, x, m * heads * w->k);
+  const char *input = kf_cuda_input(c, KF_CUDA_INPUT, x, m * heads * w->k);
   int64_t group = heads / kv_heads;
   for (int g = 0; input && g < kv_heads; g++) {
     if (!rows[g].count) continue;
-    product p = {.x = input + (size_t)(g * group * w->k) * element(c),
-                 .w = row_of(c, w, rows[g].first),
-                 .y = y + g * group * y_stride,
-                 .m = m,
-                 .n = rows[g].count,
-                 .k = w->k,
-                 .x_row = heads * w->k,
-                 .x_head = w->k,
-                 .y_row = (int64_t)heads * y_stride,
-                 .y_head = y_stride,
-                 .heads = (int)group,
-                 .transposed = true,
-                 .add = bias != NULL};
-    kf_cuda_bias first = {.y = p.y,
+    kf_cuda_product p = {.a = input + (size_t)(g * group * w->k) * element(c),
+                         .b = row_of(c, w, rows[g].first),
+                         .c = y + g * group * y_stride,
+                         .type = kf_cuda_type(c),
+                         .m = m,
+                         .n = rows[g].count,
+                         .k = w->k,
+                         .a_row = heads * w->k,
+                         .a_head = w->k,
+                         .b_row = w->k,
+                         .c_row = (int64_t)heads * y_stride,
+                         .c_head = y_stride,
+                         .heads = (int)group,
+                         .b_transposed = true,
+                         .add = bias != NULL};
+    kf_cuda_bias first = {.y = p.c,
                           .bias = bias ? bias + rows[g].first : NULL,
                           .m = m,
-                          .row_stride = p.y_row,
+                          .row_stride = p.c_row,
                           .head_stride = y_stride,
                           .n = p.n,
                           .heads = p.heads};
     if (bias) kf_cuda_ok(c, kf_cuda_launch_bias(c->stream, &first));
-    multiply(c, &p);
+    kf_cuda_multiply(c, &p);
   }
 }
 

@@ -60,4 +60,19 @@ static inline __device__ double kf_cuda_sum(double x) {
   return x;
 }
 
+/* The largest, likewise. */
+static inline __device__ float kf_cuda_most(float x) {
+  __shared__ float part[KF_CUDA_THREADS];
+  unsigned t = threadIdx.x;
+  part[t] = x;
+  __syncthreads();
+  for (unsigned half = KF_CUDA_THREADS / 2; half > 0; half /= 2) {
+    if (t < half) part[t] = fmaxf(part[t], part[t + half]);
+    __syncthreads();
+  }
+  x = part[0];
+  __syncthreads();
+  return x;
+}
+
 #endif

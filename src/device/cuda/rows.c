@@ -19,7 +19,7 @@ static void head_norm(kf_device *d, float *x, int64_t m, int64_t stride, int hea
 }
 
 static void rope(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rope_block *blocks, int block_count,
-                 const float *cos, const float *sin, int table_pairs, const int32_t *position) {
+                 const float *cos, const float *sin, int table_pairs, const int32_t *position, bool reverse) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_parcel parcel;
   size_t indices = 0;
@@ -44,7 +44,8 @@ static void rope(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rop
                       .indices = (const int32_t *)(parcel.gpu + kf_cuda_room(list_bytes)),
                       .position = position,
                       .cos = cos,
-                      .sin = sin};
+                      .sin = sin,
+                      .reverse = reverse};
   if (kf_cuda_send(c, &parcel)) kf_cuda_ok(c, kf_cuda_launch_rope(c->stream, &job));
 }
 
@@ -100,7 +101,20 @@ static void divergence(kf_device *d, const float *reference, const float *logits
   if (!idle(d, m * v)) kf_cuda_ok(c, kf_cuda_launch_divergence(c->stream, &job));
 }
 
+static void copy(kf_device *d, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t m, int64_t n, bool add) {
+  kf_cuda *c = kf_cuda_of(d);
+  kf_cuda_copy job = {y, x, y_stride, x_stride, m, n, add};
+  if (!idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_copy(c->stream, &job));
+}
+
+static void zero(kf_device *d, float *x, int64_t n) {
+  kf_cuda *c = kf_cuda_of(d);
+  if (!idle(d, n)) kf_cuda_ok(c, cudaMemsetAsync(x, 0, (size_t)n * sizeof *x, c->stream));
+}
+
 void kf_cuda_rows_table(kf_device *d) {
+  d->copy = copy;
+  d->zero = zero;
   d->rmsnorm = rmsnorm;
   d->head_norm = head_norm;
   d->rope = rope;

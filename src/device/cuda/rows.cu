@@ -28,7 +28,7 @@ KF_KERNEL(rope, kf_cuda_rope, a) {
     float *first = a.x + t * a.stride + b->offset, *second = first + b->pairs;
     for (int j = (int)threadIdx.x; j < b->pairs; j += ROPE_THREADS) {
       int64_t at = (int64_t)a.position[t] * a.table_pairs + (b->index < 0 ? j : a.indices[b->index + j]);
-      float c = a.cos[at], s = a.sin[at], u = first[j], v = second[j];
+      float c = a.cos[at], s = a.reverse ? -a.sin[at] : a.sin[at], u = first[j], v = second[j];
       first[j] = u * c - v * s;
       second[j] = v * c + u * s;
     }
@@ -37,6 +37,18 @@ KF_KERNEL(rope, kf_cuda_rope, a) {
 
 cudaError_t kf_cuda_launch_rope(cudaStream_t stream, const kf_cuda_rope *job) {
   KF_LAUNCH(rope, kf_cuda_blocks(job->m * job->block_count), ROPE_THREADS, stream, *job);
+  return cudaGetLastError();
+}
+
+KF_KERNEL(copy, kf_cuda_copy, a) {
+  KF_EACH_THREAD(i, a.m * a.n) {
+    float *y = a.y + i / a.n * a.y_stride + i % a.n, x = a.x[i / a.n * a.x_stride + i % a.n];
+    *y = a.add ? *y + x : x;
+  }
+}
+
+cudaError_t kf_cuda_launch_copy(cudaStream_t stream, const kf_cuda_copy *job) {
+  KF_LAUNCH(copy, kf_cuda_blocks_of_threads(job->m * job->n), KF_CUDA_THREADS, stream, *job);
   return cudaGetLastError();
 }
 
