@@ -87,4 +87,5 @@ def main():
                     print(f"| {method} | {cache} | | {e} | | |", flush=True)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -178,6 +178,7 @@ kf_status kf_training_fingerprint(kf_training *t, kf_error *e) {
              {"train", texts(s->train, s->train_count)},
              {"freeze", texts(s->freeze, s->freeze_count)},
              {"seed", json_integer((json_int_t)s->seed)},
+             {"device", json_string(t->run.device->name)},
              {"compute", json_string(t->run.device->compute == KF_BF16 ? "bf16" : "f32")}};
   bool bad = !f;
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)

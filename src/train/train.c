@@ -31,8 +31,7 @@ static kf_status open_frozen(kf_training *t, kf_error *e) {
   const kf_objective *objective = t->run.objective;
   const char *name = t->set.teacher ? t->set.teacher : objective->reference ? t->student : NULL;
   if (!name) return KF_OK;
-  kf_model_options o = {
-      .device = t->set.device, .compute = t->set.compute, .threads = t->set.threads, .hooks = t->set.hooks};
+  kf_model_options o = {.device = t->set.device, .compute = t->set.compute, .threads = t->set.threads, .hooks = t->set.hooks};
   if (t->set.teacher_cache)
     return kf_cached_teacher_open(&(kf_cached_options){.directory = t->set.teacher_cache,
                                                        .teacher = name,
@@ -192,12 +191,12 @@ static kf_status do_step(kf_training *t, kf_train_step *out, kf_error *e) {
   kf_totals sum = {0};
   int64_t tokens = 0;
   KF_TRY(kf_peers_agree(s->peers, accumulate(t, &sum, &tokens, e), e));
-  KF_TRY(sum_up(t, &sum, &tokens, &squares, e));
+  KF_TRY(kf_peers_agree(s->peers, sum_up(t, &sum, &tokens, &squares, e), e));
   double learnt = sum.count > 0 ? sum.count : 1, divisor = s->by_sequence ? s->batch : learnt;
   double norm = sqrt(squares) / divisor, rate = s->rate * kf_schedule_at(&t->schedule, t->step);
   if (!isfinite(sum.loss) || !isfinite(norm)) return not_finite(t, sum.loss / divisor, e);
   double clip = s->clip > 0 && norm > s->clip ? s->clip / norm : 1;
-  KF_TRY(update(t, rate, clip / divisor, e));
+  KF_TRY(kf_peers_agree(s->peers, update(t, rate, clip / divisor, e), e));
   t->step++;
   t->tokens += tokens;
   *out = (kf_train_step){.step = t->step,
@@ -240,8 +239,20 @@ static kf_status loop(kf_training *t, kf_error *e) {
   return kf_progress(&s->hooks, "training", (double)t->step, (double)s->steps, e);
 }
 
+/* Ranks that were given different settings would learn something that nobody asked for. */
+static kf_status same_settings(const kf_training *t, kf_error *e) {
+  char *text = json_dumps(t->fingerprint, JSON_COMPACT | JSON_SORT_KEYS);
+  uint64_t hash = 0xcbf29ce484222325; /* FNV-1a */
+  for (const char *c = text; c && *c; c++) hash = (hash ^ (uint8_t)*c) * 0x100000001b3;
+  free(text);
+  int64_t number = (int64_t)(hash >> 1), least = kf_peers_least(t->set.peers, number),
+          most = -kf_peers_least(t->set.peers, -number);
+  return least == most ? KF_OK : kf_fail(e, KF_ERROR_USAGE, "the processes of this run were given different settings or data");
+}
+
 static kf_status run(kf_training *t, const char *student, kf_error *e) {
   KF_TRY(kf_peers_agree(t->o->peers, prepare(t, student, e), e)); /* before anything is written */
+  KF_TRY(same_settings(t, e));
   KF_TRY(kf_training_directory(t, e));
   KF_TRY(loop(t, e));
   return kf_training_publish(t, e);

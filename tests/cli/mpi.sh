@@ -111,6 +111,9 @@ refused 2 frobnicate
 ranks 3 finetune $books --out "$work/no" $two
 refused 2 "batch of 4 cannot be split evenly over 3 processes"
 # shellcheck disable=SC2086
+ranks 1 finetune $books --out "$work/no" $two --seed 1 : -n 1 "$kvfold" finetune $books --out "$work/no" $two --seed 2
+refused 2 "given different settings"
+# shellcheck disable=SC2086
 ranks 2 align "$work/mla" --teacher $books --out "$work/no" $two
 refused 2 "must divide the 2 sequences of a process"
 # shellcheck disable=SC2086

@@ -34,7 +34,8 @@ answers "$kvfold" tokenize $books --file "$work/text" --json
 expect 1 "$kvfold" tokenize $books --decode 99999999
 
 if ! ldd "$kvfold" | grep -q libcudart; then
-  for command in "logits $books --tokens 5 --out $work/none" "eval $books --text $held_out" "generate $books --prompt It"; do
+  for command in "logits $books --tokens 5 --out $work/none" "eval $books --text $held_out" "generate $books --prompt It" \
+    "finetune $books --data $held_out --steps 1 --out $work/none"; do
     # shellcheck disable=SC2086
     expect 1 "$kvfold" $command --device cuda
     says "built without CUDA"
