@@ -342,9 +342,9 @@ typedef struct kf_train_options {
   const char *const *train, *const *freeze; /* patterns of tensor names; NULL: everything is trained */
   int train_count, freeze_count;
   uint64_t seed;
-  int64_t save_every; /* steps between checkpoints: 100 */
-  bool resume;        /* go on from OUT.run's checkpoint, which must be of the same settings */
-  const char *dtype;  /* "f32", "bf16", "f16" of the weights written: the student's */
+  int64_t save_every;    /* steps between checkpoints: 100 */
+  bool resume;           /* go on from OUT.run's checkpoint, which must be of the same settings */
+  const char *dtype;     /* "f32", "bf16", "f16" of the weights written: the student's */
   kf_device_kind device; /* of student and teacher */
   kf_compute compute;
   int threads;

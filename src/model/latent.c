@@ -244,7 +244,7 @@ static kf_status attend_absorbed(const kf_chunk *c, const shape *s, const bool *
     for (int h = 0; h < a->heads; h++) {
       int rope = width[h / group];
       d->copy(d, q_rope + (query * a->heads + h) * stride, (int64_t)a->heads * stride,
-                     q + query * s->q_width + (h + 1) * a->d_qk - rope, s->q_width, p->queries, rope, false);
+              q + query * s->q_width + (h + 1) * a->d_qk - rope, s->q_width, p->queries, rope, false);
     }
     if (a->qk_norm) scale_queries(c, s, width, p, q);
     d->head_transposed(d, q_latent + query * a->heads * a->rank, q + query * s->q_width, p->queries, a->heads, a->d_qk,

@@ -275,11 +275,26 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t blas, cublasOperatio
   (void)blas;
   bool fits = m > 0 && n > 0 && k > 0 && batch > 0 && lda >= (op_a == CUBLAS_OP_T ? k : m) &&
               ldb >= (op_b == CUBLAS_OP_T ? n : k) && ldc >= m;
-  if (!fits || a_type != b_type || c_type != CUDA_R_32F || *(const float *)alpha != 1 ||
-      compute != CUBLAS_COMPUTE_32F || algorithm != CUBLAS_GEMM_DEFAULT)
+  if (!fits || a_type != b_type || c_type != CUDA_R_32F || *(const float *)alpha != 1 || compute != CUBLAS_COMPUTE_32F ||
+      algorithm != CUBLAS_GEMM_DEFAULT)
     return CUBLAS_STATUS_INVALID_VALUE;
-  product p = {
-      op_a, op_b, m, n, k, lda, ldb, ldc, batch, stride_a, stride_b, stride_c, a, b, c, *(const float *)beta, a_type == CUDA_R_16BF};
+  product p = {op_a,
+               op_b,
+               m,
+               n,
+               k,
+               lda,
+               ldb,
+               ldc,
+               batch,
+               stride_a,
+               stride_b,
+               stride_c,
+               a,
+               b,
+               c,
+               *(const float *)beta,
+               a_type == CUDA_R_16BF};
   append((entry){.run = run_product}, &p, sizeof p);
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -96,8 +96,7 @@ static void norms(void **state) {
     norm_shape s = {.m = between(1, round % 2 ? 200 : 5), .w_heads = between(1, 3), .n = between(1, 90)};
     s.heads = s.w_heads * between(1, 3);
     int64_t width = (int64_t)s.heads * s.n, all = s.m * width, weights = (int64_t)s.w_heads * s.n, stride = width + below(4);
-    float *x = numbers(all), *w = numbers(weights), *dy = numbers(all), *dw = zeros(weights),
-          *dx = copy(dy, all);
+    float *x = numbers(all), *w = numbers(weights), *dy = numbers(all), *dw = zeros(weights), *dx = copy(dy, all);
     s.dy = dy;
     kf_reference_head_norm_backward(dx, width, dw, x, width, s.m, s.heads, s.n, w, s.w_heads, 1e-5f);
     if (s.m < 6) differences("head norm", norm_forward, &s, 2, (float *[]){x, w}, (float *[]){dx, dw}, (int64_t[]){all, weights});
@@ -111,8 +110,7 @@ static void norms(void **state) {
     compare("head_norm_backward dw", dw_ours, dw, weights, 1e-5);
 
     /* rmsnorm: one head; with and without adding, in place, weights frozen. */
-    float *y = numbers(all), *expected = copy(y, all), *dw_y = zeros(width),
-          *dw_expected = zeros(width), *wide = numbers(width);
+    float *y = numbers(all), *expected = copy(y, all), *dw_y = zeros(width), *dw_expected = zeros(width), *wide = numbers(width);
     kf_reference_rmsnorm_backward(expected, dw_expected, dy, x, wide, s.m, width, 1e-5f, round % 2);
     if (!(round % 2)) memcpy(y, dy, (size_t)all * sizeof *y);
     device->rmsnorm_backward(device, y, round % 3 ? dw_y : NULL, round % 2 ? dy : y, x, wide, s.m, width, 1e-5f, round % 2);

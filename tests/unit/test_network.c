@@ -285,7 +285,8 @@ static double step(kf_network *n, kf_parameters *p, const problem *q) {
   kf_tokens t = {ids, TOKENS, sequences, sizeof sequences / sizeof *sequences};
   kf_parameters_zero_gradient(p);
   must(kf_network_forward(n, &t, &hidden, &e), &e);
-  must(kf_network_loss(n, &q->loss, hidden, TOKENS, target, weight, give_teacher, (void *)(uintptr_t)q->teacher, nll, kl, &e), &e);
+  must(kf_network_loss(n, &q->loss, hidden, TOKENS, target, weight, give_teacher, (void *)(uintptr_t)q->teacher, nll, kl, &e),
+       &e);
   must(kf_network_backward(n, &t, hidden, &e), &e);
   for (int i = 0; i < TOKENS; i++) sum += (double)weight[i] * ((double)q->loss.ce * nll[i] + (double)q->loss.kl * kl[i]);
   void *own[] = {ids, target, weight, nll, kl};

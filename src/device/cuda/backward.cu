@@ -177,7 +177,8 @@ static __device__ void score_gradient(const kf_cuda_scores *a, int64_t query, fl
     sum += (double)score[key] * gradient[key];
   }
   float mean = (float)kf_cuda_sum(sum);
-  for (int64_t key = threadIdx.x; key < a->keys; key += blockDim.x) gradient[key] = score[key] * (gradient[key] - mean) * a->scale;
+  for (int64_t key = threadIdx.x; key < a->keys; key += blockDim.x)
+    gradient[key] = score[key] * (gradient[key] - mean) * a->scale;
 }
 
 KF_KERNEL(scores, kf_cuda_scores, a) {

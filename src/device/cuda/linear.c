@@ -148,7 +148,8 @@ static void norm_linear(kf_device *d, float *y, const float *x, const float *nor
 
 static void swiglu_linear(kf_device *d, float *y, const float *gate_up, const kf_weight *w, int64_t m) {
   kf_cuda *c = kf_cuda_of(d);
-  kf_cuda_swiglu job = {.y = input_space(c, KF_CUDA_INPUT, m * w->k), .bf16 = d->compute == KF_BF16, .gate_up = gate_up, .m = m, .f = w->k};
+  kf_cuda_swiglu job = {
+      .y = input_space(c, KF_CUDA_INPUT, m * w->k), .bf16 = d->compute == KF_BF16, .gate_up = gate_up, .m = m, .f = w->k};
   if (job.y && kf_cuda_ok(c, kf_cuda_launch_swiglu(c->stream, &job))) product_of(c, y, job.y, w, m, true);
 }
 

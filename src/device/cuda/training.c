@@ -12,9 +12,8 @@ static void round_to(kf_device *d, void *to, const float *from, int64_t n) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_round job = {to, from, n};
   if (idle(d, n)) return;
-  kf_cuda_ok(c, d->compute == KF_BF16
-                    ? kf_cuda_launch_round(c->stream, &job)
-                    : cudaMemcpyAsync(to, from, (size_t)n * sizeof *from, cudaMemcpyDefault, c->stream));
+  kf_cuda_ok(c, d->compute == KF_BF16 ? kf_cuda_launch_round(c->stream, &job)
+                                      : cudaMemcpyAsync(to, from, (size_t)n * sizeof *from, cudaMemcpyDefault, c->stream));
 }
 
 static void matrix(kf_device *d, float *y, const float *x, const kf_matrix *w, int64_t m, bool add) {
@@ -179,8 +178,7 @@ static void backward(chunk *k) {
   int64_t queries = k->scores.queries, keys = k->scores.keys;
   operand score = scores_of(k, k->scores.score), gradient = scores_of(k, k->scores.gradient);
   operand q = queries_of(k, k->a->q), d_out = outputs_of(k, k->a->d_out);
-  multiply(k, score, q, keys_of(k, k->a->k),
-           &(kf_cuda_product){.m = queries, .n = keys, .k = k->s->d_qk, .b_transposed = true});
+  multiply(k, score, q, keys_of(k, k->a->k), &(kf_cuda_product){.m = queries, .n = keys, .k = k->s->d_qk, .b_transposed = true});
   multiply(k, gradient, d_out, values_of(k, k->a->v),
            &(kf_cuda_product){.m = queries, .n = keys, .k = k->s->d_v, .b_transposed = true});
   kf_cuda_ok(k->c, kf_cuda_launch_scores(k->c->stream, &k->scores));
