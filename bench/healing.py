@@ -43,7 +43,7 @@ def heal(o, student, data):
     objective = ["finetune", student] if o.objective == "ce" else ["distill", student, "--teacher", o.model]
     if not dst.exists():
         made = quality.kvfold(o.kvfold, *objective, "--data", *data, "--out", dst, "--tokens", o.tokens, "--length", o.length, "--batch", o.batch, "--lr",
-                              o.lr, "--warmup", 0.05, "--device", o.device, *(["--train", *o.train] if o.train else []))
+                              o.lr, "--warmup", 0.1, "--device", o.device, *(["--train", *o.train] if o.train else []))
         (dst / "speed.json").write_text(json.dumps(made))
     return dst, json.loads((dst / "speed.json").read_text())["tokens_per_second"]
 

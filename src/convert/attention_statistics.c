@@ -10,15 +10,21 @@
 
 kf_status kf_attention_statistics_create(const kf_attention_config *a, int hidden, int64_t window, kf_attention_statistics *out,
                                          kf_error *e) {
-  *out = (kf_attention_statistics){
-      .heads = a->heads, .kv_heads = a->kv_heads, .d_qk = a->d_qk, .d_v = a->d_v, .hidden = hidden, .window = window};
+  int64_t inputs = kf_attention_inputs(a, hidden);
+  *out = (kf_attention_statistics){.heads = a->heads,
+                                   .kv_heads = a->kv_heads,
+                                   .d_qk = a->d_qk,
+                                   .d_v = a->d_v,
+                                   .hidden = hidden,
+                                   .inputs = (int)inputs,
+                                   .window = window};
   struct {
     double **to;
     int64_t count;
   } parts[] = {{&out->distance, a->heads * window},
                {&out->query, (int64_t)a->heads * a->d_qk * a->d_qk},
-               {&out->key_moment, (int64_t)hidden * hidden},
-               {&out->value_moment, (int64_t)hidden * hidden},
+               {&out->key_moment, inputs * inputs},
+               {&out->value_moment, inputs * inputs},
                {&out->overlap, (int64_t)a->heads * a->heads}};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
     if (!(*parts[i].to = kf_alloc((size_t)parts[i].count, sizeof(double), e))) {
@@ -200,12 +206,12 @@ static void one_head(kf_attention_statistics *s, const kf_attention_probe *p, in
   for (int64_t t = 0; t < m; t++) s->distance[h * s->window + t] += w->distance[t];
 }
 
-/* moment += sum_t weight[t] x_t x_t^T */
-static void add_moment(const float *x, const double *weight, int64_t m, int64_t d, float *scaled, float *product,
+/* moment += sum_t weight[t] x_t x_t^T; x: [m, hidden], of d inputs */
+static void add_moment(const float *x, int64_t hidden, const double *weight, int64_t m, int64_t d, float *scaled, float *product,
                        double *moment) {
   for (int64_t t = 0; t < m; t++) {
     float root = (float)sqrt(weight[t]);
-    for (int64_t i = 0; i < d; i++) scaled[t * d + i] = root * x[t * d + i];
+    for (int64_t i = 0; i < d; i++) scaled[t * d + i] = root * (i < hidden ? x[t * hidden + i] : 1);
   }
   kf_gemm_f32(true, false, d, d, m, scaled, scaled, product);
   for (int64_t i = 0; i < d * d; i++) moment[i] += product[i];
@@ -213,7 +219,7 @@ static void add_moment(const float *x, const double *weight, int64_t m, int64_t 
 
 kf_status kf_attention_statistics_add(kf_attention_statistics *s, const kf_attention_probe *p, int64_t m, const float *x,
                                       const float *q, const float *k, const float *v, int64_t stride, int threads, kf_error *e) {
-  int64_t d = s->hidden;
+  int64_t d = s->inputs;
   size_t each = head_floats(s, m), side = (size_t)(d * d + m * d);
   float *memory = kf_alloc(each * (size_t)threads, sizeof *memory, e),
         *a = kf_alloc((size_t)s->heads * (size_t)(m * m), sizeof *a, e);
@@ -237,8 +243,8 @@ kf_status kf_attention_statistics_add(kf_attention_statistics *s, const kf_atten
         value[t] += sums[(int64_t)h * 3 * m + 2 * m + t];
       }
     for (int64_t t = 0; t < m; t++) s->weight += key[t];
-    add_moment(x, key, m, d, moment + d * d, moment, s->key_moment);
-    add_moment(x, value, m, d, moment + d * d, moment, s->value_moment);
+    add_moment(x, s->hidden, key, m, d, moment + d * d, moment, s->key_moment);
+    add_moment(x, s->hidden, value, m, d, moment + d * d, moment, s->value_moment);
     s->tokens += m;
   }
   free(memory);

@@ -3,20 +3,21 @@
  * With a = softmax(S), a2 = softmax(S / 2), o_h(t) = sum_s a_h v(s) and W_o,h the head's columns of the output projection,
  *   w_h(t, s) = a2_h(t, s)^2 |W_o,h (v(s) - o_h(t))|^2
  * is the output error that an error of 1 in the score of key s for query t would cause; the tempering (2) keeps keys that
- * a wrong score would make competitive. x is the layer's normed input, q and k are taken before the rotation. */
+ * a wrong score would make competitive. x is the layer's normed input, with a 1 behind it where projections have biases; q and k
+ * are taken before the rotation. */
 #ifndef KF_CONVERT_ATTENTION_STATISTICS_H
 #define KF_CONVERT_ATTENTION_STATISTICS_H
 
 #include "model/config.h"
 
 typedef struct kf_attention_statistics {
-  int heads, kv_heads, d_qk, d_v, hidden;
+  int heads, kv_heads, d_qk, d_v, hidden, inputs;
   int64_t window, tokens; /* longest distance + 1; tokens seen */
   double weight;          /* sum of w over heads, queries and keys */
   double *distance;       /* [heads, window] sum of w at each t - s */
   double *query;          /* [heads, d_qk, d_qk] sum over t of (sum_s w) q q^T */
-  double *key_moment;     /* [hidden, hidden] sum over heads and pairs of w x_s x_s^T */
-  double *value_moment;   /* [hidden, hidden] sum of a x_s x_s^T */
+  double *key_moment;     /* [inputs, inputs] sum over heads and pairs of w x_s x_s^T */
+  double *value_moment;   /* [inputs, inputs] sum of a x_s x_s^T */
   double *overlap;        /* [heads, heads] sum over pairs of a_h a_h' */
 } kf_attention_statistics;
 
@@ -27,6 +28,11 @@ typedef struct kf_attention_probe {
   float *cos, *sin; /* [window, d_qk / 2] */
   float *factor;    /* [heads, d_v, d_v] L */
 } kf_attention_probe;
+
+/* Numbers that the projections see: the hidden state's, and with biases a constant 1. */
+static inline int kf_attention_inputs(const kf_attention_config *a, int hidden) {
+  return hidden + (a->q_bias || a->k_bias || a->v_bias);
+}
 
 kf_status kf_attention_statistics_create(const kf_attention_config *a, int hidden, int64_t window, kf_attention_statistics *out,
                                          kf_error *e);

@@ -1,5 +1,6 @@
 /* fold: the settings, and the session that maps layer after layer in the chosen variant. */
 #include "convert/fold.h"
+#include "convert/projections.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -25,13 +26,7 @@ const kf_key kf_fold_keys[] = {
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
   p->needs_text = true;
   KF_TRY(kf_plan_layers(p, "all", e));
-  for (int i = 0; i < p->source->layers; i++) {
-    const kf_attention_config *a = &p->source->layer[i].attention;
-    if (a->qk_norm)
-      return kf_fail(e, KF_ERROR_INPUT, "layer %d has q/k norms, which fold cannot carry; mha2mla and x-ecomla can", i);
-    if (a->q_bias || a->k_bias || a->v_bias || a->o_bias)
-      return kf_fail(e, KF_ERROR_INPUT, "layer %d has biases, which fold cannot carry; mha2mla and x-ecomla can", i);
-  }
+  KF_TRY(kf_projections_check(p, e));
   if (kf_plan_budget(p, 0) < 3)
     return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements a token is too small", (long long)kf_plan_budget(p, 0));
   return KF_OK;
@@ -44,7 +39,7 @@ int kf_fold_pairs(const kf_fold *f, int layer, int pairs) {
 /* ---------------------------------------------------------------------------------------------- the store */
 
 kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e) {
-  int64_t d = s->hidden, n = s->d_qk;
+  int64_t d = s->inputs, n = s->d_qk;
   struct {
     void *data;
     size_t bytes;

@@ -1,23 +1,45 @@
 #include "convert/fold_layer.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "convert/projections.h"
 #include "linalg/linalg.h"
 
 /* ---------------------------------------------------------------------------------------------- source */
 
+/* Projection `name` as [rows, inputs]. */
+static kf_status read_projection(const kf_weights *w, int layer, const char *name, bool bias, int64_t rows, int64_t inputs,
+                                 float **out, kf_error *e) {
+  int64_t d = w->config->hidden;
+  float *weight = NULL, *offset = NULL;
+  kf_status s;
+  KF_NEW(*out, rows * inputs, e);
+  KF_GO(kf_weights_readf(w, rows, d, &weight, e, "model.layers.%d.self_attn.%s.weight", layer, name));
+  if (bias) KF_GO(kf_weights_readf(w, rows, 1, &offset, e, "model.layers.%d.self_attn.%s.bias", layer, name));
+  for (int64_t r = 0; r < rows; r++) {
+    memcpy(*out + r * inputs, weight + r * d, (size_t)d * sizeof **out);
+    if (inputs > d) (*out)[r * inputs + d] = bias ? offset[r] : 0;
+  }
+done:
+  free(weight);
+  free(offset);
+  return s;
+}
+
 kf_status kf_fold_source_read(const kf_weights *w, int layer, int64_t window, kf_fold_source *out, kf_error *e) {
   const kf_attention_config *a = &w->config->layer[layer].attention;
-  int64_t d = w->config->hidden, n = a->d_qk, half = n / 2, keys = a->kv_heads * n;
+  int64_t hidden = w->config->hidden, d = kf_attention_inputs(a, (int)hidden), n = a->d_qk, half = n / 2, keys = a->kv_heads * n;
   double gain;
   kf_status s;
-  *out = (kf_fold_source){.a = a, .hidden = (int)d};
-  KF_GO(kf_weights_readf(w, a->heads * n, d, &out->q, e, "model.layers.%d.self_attn.q_proj.weight", layer));
-  KF_GO(kf_weights_readf(w, keys, d, &out->k, e, "model.layers.%d.self_attn.k_proj.weight", layer));
-  KF_GO(kf_weights_readf(w, (int64_t)a->kv_heads * a->d_v, d, &out->v, e, "model.layers.%d.self_attn.v_proj.weight", layer));
-  KF_GO(kf_weights_readf(w, d, (int64_t)a->heads * a->d_v, &out->o, e, "model.layers.%d.self_attn.o_proj.weight", layer));
+  *out = (kf_fold_source){.a = a, .hidden = (int)hidden, .inputs = (int)d};
+  KF_GO(read_projection(w, layer, "q_proj", a->q_bias, a->heads * n, d, &out->q, e));
+  KF_GO(read_projection(w, layer, "k_proj", a->k_bias, keys, d, &out->k, e));
+  KF_GO(read_projection(w, layer, "v_proj", a->v_bias, (int64_t)a->kv_heads * a->d_v, d, &out->v, e));
+  KF_GO(kf_weights_readf(w, hidden, (int64_t)a->heads * a->d_v, &out->o, e, "model.layers.%d.self_attn.o_proj.weight", layer));
+  if (a->o_bias) KF_GO(kf_weights_readf(w, hidden, 1, &out->o_bias, e, "model.layers.%d.self_attn.o_proj.bias", layer));
   out->zk = kf_alloc((size_t)(a->kv_heads * half * d), sizeof *out->zk, e);
   out->theta = kf_alloc((size_t)half, sizeof *out->theta, e);
   if (!out->zk || !out->theta) KF_GO(KF_ERROR_MEMORY);
@@ -36,6 +58,7 @@ void kf_fold_source_free(kf_fold_source *s) {
   free(s->k);
   free(s->v);
   free(s->o);
+  free(s->o_bias);
   free(s->zk);
   free(s->theta);
   *s = (kf_fold_source){0};
@@ -48,7 +71,7 @@ typedef struct work {
   const kf_attention_statistics *s;
   const kf_rope_problem *p;
   const kf_channels *c;
-  int64_t d, n, rank; /* hidden, head width, latents */
+  int64_t hidden, d, n, rank; /* d: inputs; head width, latents */
   kf_arena arena;
   double *nope;                     /* [heads n, d] position-free keys of each query head */
   double *key_c, *value_c, *common; /* [d, d] moments of keys and of values, normalised; their mixture */
@@ -120,12 +143,12 @@ static kf_status key_metric(work *w, double *out, kf_error *e) {
 static kf_status value_metric(work *w, double *out, kf_error *e) {
   const kf_attention_config *a = w->source->a;
   int64_t dv = a->d_v, wide = a->heads * dv, narrow = a->kv_heads * dv, group = a->heads / a->kv_heads;
-  double *o = numbers(w, w->d * wide, e), *gram = numbers(w, wide * wide, e), *b = numbers(w, narrow * narrow, e);
+  double *o = numbers(w, w->hidden * wide, e), *gram = numbers(w, wide * wide, e), *b = numbers(w, narrow * narrow, e);
   double *v = numbers(w, narrow * w->d, e), *through = numbers(w, narrow * w->d, e);
   if (!o || !gram || !b || !v || !through) return KF_ERROR_MEMORY;
-  for (int64_t i = 0; i < w->d * wide; i++) o[i] = w->source->o[i];
+  for (int64_t i = 0; i < w->hidden * wide; i++) o[i] = w->source->o[i];
   for (int64_t i = 0; i < narrow * w->d; i++) v[i] = w->source->v[i];
-  kf_gram(true, w->d, wide, o, gram);
+  kf_gram(true, w->hidden, wide, o, gram);
   for (int64_t i = 0; i < wide; i++)
     for (int64_t j = 0; j < wide; j++) {
       int64_t h = i / dv, other = j / dv;
@@ -204,28 +227,49 @@ static kf_status predict(work *w, const double *moment, const double *from, int6
 /* ---------------------------------------------------------------------------------------------- the layer */
 
 /* Per query head: the plain query, then Re and Im of B_hj = sum_f conj(beta_gfj) Zq[h, f]. */
-static void place_query(const work *w, float *to) {
+static kf_status place_query(work *w, kf_mapped *out, kf_error *e) {
   int F = w->p->pairs, J = w->c->count;
+  int64_t rows = w->p->heads * (w->n + 2 * J);
+  double *to = numbers(w, rows * w->d, e);
+  if (!to) return KF_ERROR_MEMORY;
   for (int h = 0; h < w->p->heads; h++) {
     const float *q = w->source->q + h * w->n * w->d;
-    float *head = to + h * (w->n + 2 * J) * w->d;
-    memcpy(head, q, (size_t)(w->n * w->d) * sizeof *head);
+    double *head = to + h * (w->n + 2 * J) * w->d;
+    for (int64_t i = 0; i < w->n * w->d; i++) head[i] = q[i];
     for (int j = 0; j < J; j++)
       for (int64_t i = 0; i < w->d; i++) {
         double complex sum = 0;
         for (int f = 0; f < F; f++)
           sum += conj(w->c->beta[((int64_t)h * F + f) * J + j]) * CMPLX(q[f * w->d + i], q[(F + f) * w->d + i]);
-        head[(w->n + j) * w->d + i] = (float)creal(sum);
-        head[(w->n + J + j) * w->d + i] = (float)cimag(sum);
+        head[(w->n + j) * w->d + i] = creal(sum);
+        head[(w->n + J + j) * w->d + i] = cimag(sum);
       }
   }
+  return kf_mapped_affine(out, "q_proj.weight", "q_proj.bias", out->attention.q_bias, to, rows, w->hidden, w->d, e);
 }
 
-static kf_status place_kv_b(work *w, float *to, kf_error *e) {
+/* The latents, then Re and Im of the rotated channels. */
+static kf_status place_kv_a(work *w, kf_mapped *out, kf_error *e) {
+  int J = w->c->count;
+  int64_t rows = w->rank + 2 * J;
+  double *to = numbers(w, rows * w->d, e);
+  if (!to) return KF_ERROR_MEMORY;
+  memcpy(to, w->down, (size_t)(w->rank * w->d) * sizeof *to);
+  for (int j = 0; j < J; j++)
+    for (int64_t i = 0; i < w->d; i++) {
+      double complex u = w->c->u[j * w->d + i];
+      to[(w->rank + j) * w->d + i] = creal(u);
+      to[(w->rank + J + j) * w->d + i] = cimag(u);
+    }
+  return kf_mapped_affine(out, "kv_a_proj.weight", "kv_a_proj.bias", out->attention.kv_a_bias, to, rows, w->hidden, w->d, e);
+}
+
+static kf_status place_kv_b(work *w, kf_mapped *out, kf_error *e) {
   const kf_attention_config *a = w->source->a;
   int64_t n = w->n, dv = a->d_v, r = w->rank, narrow = a->kv_heads * dv;
   double *key = numbers(w, a->heads * n * r, e), *v = numbers(w, narrow * w->d, e), *value = numbers(w, narrow * r, e);
-  if (!key || !v || !value) return KF_ERROR_MEMORY;
+  float *to = kf_mapped_add(out, "kv_b_proj.weight", a->heads * (n + dv), r, e);
+  if (!key || !v || !value || !to) return KF_ERROR_MEMORY;
   for (int64_t i = 0; i < narrow * w->d; i++) v[i] = w->source->v[i];
   KF_TRY(predict(w, w->key_c, w->nope, a->heads * n, key, e));
   KF_TRY(predict(w, w->value_c, v, narrow, value, e));
@@ -247,6 +291,7 @@ static void describe(const work *w, kf_mapped *out) {
   b->rope_pairs = out->rope_pairs;
   b->rope_index = out->rope_index;
   b->rank = (int)w->rank;
+  b->q_bias = b->kv_a_bias = w->d > w->hidden;
   b->latent_eps = 1e-6f;
 }
 
@@ -260,28 +305,55 @@ static kf_status assemble(work *w, kf_mapped *out, kf_error *e) {
   KF_TRY(make_nope(w, e));
   KF_TRY(make_metric(w, e));
   KF_TRY(make_down(w, e));
-  float *q = kf_mapped_add(out, "q_proj.weight", w->p->heads * (w->n + 2 * J), w->d, e);
-  float *kv_a = q ? kf_mapped_add(out, "kv_a_proj.weight", w->rank + 2 * J, w->d, e) : NULL;
-  float *kv_b = kv_a ? kf_mapped_add(out, "kv_b_proj.weight", w->p->heads * (w->n + w->source->a->d_v), w->rank, e) : NULL;
-  if (!kv_b) return KF_ERROR_MEMORY;
-  place_query(w, q);
-  for (int64_t i = 0; i < w->rank * w->d; i++) kv_a[i] = (float)w->down[i];
-  for (int j = 0; j < J; j++)
-    for (int64_t i = 0; i < w->d; i++) {
-      double complex u = w->c->u[j * w->d + i];
-      kv_a[(w->rank + j) * w->d + i] = (float)creal(u);
-      kv_a[(w->rank + J + j) * w->d + i] = (float)cimag(u);
-    }
-  return place_kv_b(w, kv_b, e);
+  KF_TRY(place_query(w, out, e));
+  KF_TRY(place_kv_a(w, out, e));
+  return place_kv_b(w, out, e);
 }
 
 kf_status kf_fold_layer_map(const kf_fold_source *source, const kf_attention_statistics *s, const kf_rope_problem *p,
                             const kf_channels *c, int64_t elements, kf_mapped *out, kf_error *e) {
-  work w = {.source = source, .s = s, .p = p, .c = c, .d = source->hidden, .n = source->a->d_qk, .rank = elements - 2 * c->count};
+  work w = {.source = source,
+            .s = s,
+            .p = p,
+            .c = c,
+            .hidden = source->hidden,
+            .d = source->inputs,
+            .n = source->a->d_qk,
+            .rank = elements - 2 * c->count};
   *out = (kf_mapped){0};
   if (w.rank > w.d) w.rank = w.d;
   kf_status status = assemble(&w, out, e);
   kf_arena_free(&w.arena);
   if (status != KF_OK) kf_mapped_free(out);
   return status;
+}
+
+/* ---------------------------------------------------------------------------------------------- its projections */
+
+static kf_mapped_tensor *tensor(const kf_mapped *m, const char *name, const char *part) {
+  char full[64];
+  snprintf(full, sizeof full, "%s.%s", name, part);
+  for (int i = 0; i < m->tensors; i++)
+    if (strcmp(m->tensor[i].name, full) == 0) return (kf_mapped_tensor *)(uintptr_t)&m->tensor[i];
+  return NULL;
+}
+
+kf_status kf_fold_projection(const kf_fold_source *source, const kf_mapped *m, const char *name, float **out, kf_error *e) {
+  const kf_mapped_tensor *w = tensor(m, name, "weight"), *b = tensor(m, name, "bias");
+  int64_t rows = w->shape[0], d = source->hidden, width = source->inputs;
+  KF_NEW(*out, rows * width, e);
+  for (int64_t r = 0; r < rows; r++) {
+    memcpy(*out + r * width, w->data + r * d, (size_t)d * sizeof **out);
+    if (b) (*out)[r * width + d] = b->data[r];
+  }
+  return KF_OK;
+}
+
+void kf_fold_set_projection(const kf_fold_source *source, kf_mapped *m, const char *name, const float *from) {
+  kf_mapped_tensor *w = tensor(m, name, "weight"), *b = tensor(m, name, "bias");
+  int64_t d = source->hidden, width = source->inputs;
+  for (int64_t r = 0; r < w->shape[0]; r++) {
+    memcpy(w->data + r * d, from + r * width, (size_t)d * sizeof *from);
+    if (b) b->data[r] = from[r * width + d];
+  }
 }

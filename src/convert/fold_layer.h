@@ -8,9 +8,10 @@
 /* The source's attention weights of one layer, f32. */
 typedef struct kf_fold_source {
   const kf_attention_config *a;
-  int hidden;
-  float *q, *k, *v, *o; /* [heads d, hidden], [kv_heads d, hidden] twice, [hidden, heads d_v] */
-  double complex *zk;   /* [kv_heads d / 2, hidden] */
+  int hidden, inputs;   /* inputs: kf_attention_inputs(); the last column of q, k and v is then the bias */
+  float *q, *k, *v, *o; /* [heads d, inputs], [kv_heads d, inputs] twice, [hidden, heads d_v] */
+  float *o_bias;        /* [hidden] or NULL */
+  double complex *zk;   /* [kv_heads d / 2, inputs] */
   double *theta;        /* [d / 2]; zeros in a layer that does not rotate */
 } kf_fold_source;
 kf_status kf_fold_source_read(const kf_weights *w, int layer, int64_t window, kf_fold_source *out, kf_error *e);
@@ -19,5 +20,9 @@ void kf_fold_source_free(kf_fold_source *s);
 /* Converts at a budget of `elements` numbers a token: 2 J rope numbers, the rest latents. */
 kf_status kf_fold_layer_map(const kf_fold_source *source, const kf_attention_statistics *s, const kf_rope_problem *p,
                             const kf_channels *c, int64_t elements, kf_mapped *out, kf_error *e);
+
+/* q_proj or kv_a_proj of a layer so mapped as [rows, inputs], freed by the caller; and back. */
+kf_status kf_fold_projection(const kf_fold_source *source, const kf_mapped *m, const char *name, float **out, kf_error *e);
+void kf_fold_set_projection(const kf_fold_source *source, kf_mapped *m, const char *name, const float *from);
 
 #endif

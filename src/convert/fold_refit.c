@@ -142,19 +142,33 @@ static kf_status refit_output(kf_fold *f, int index, const kf_fold_source *sourc
   if (!o) return KF_ERROR_MEMORY;
   for (int64_t i = 0; i < d; i++)
     for (int64_t j = 0; j < wide; j++) o[i * wide + j] = (float)(source->o[i * wide + j] + t->change[*best][j * d + i]);
+  float *bias = source->o_bias ? kf_mapped_add(out, "o_proj.bias", d, 0, e) : NULL;
+  if (source->o_bias && !bias) return KF_ERROR_MEMORY;
+  if (bias) memcpy(bias, source->o_bias, (size_t)d * sizeof *bias);
   return KF_OK;
 }
 
+/* to [rows, inputs] of all windows: a layer's normed input, and what stands for its biases. */
+static kf_status normed_inputs(const kf_fold *f, const kf_fold_source *source, const kf_layer *teacher, const float *x, float *to,
+                               kf_error *e) {
+  int64_t rows = f->all.windows * f->all.window, d = source->hidden, inputs = source->inputs;
+  f->device->rmsnorm(f->device, to, x, teacher->input_norm, rows, d, f->config->eps);
+  for (int64_t t = rows - 1; inputs > d && t >= 0; t--) {
+    memmove(to + t * inputs, to + t * d, (size_t)d * sizeof *to);
+    to[t * inputs + d] = 1;
+  }
+  return kf_device_check(f->device, e);
+}
+
 static kf_status refit_queries(kf_fold *f, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out, kf_error *e) {
-  int64_t rows = f->all.windows * f->all.window, d = f->config->hidden;
+  int64_t rows = f->all.windows * f->all.window, d = source->inputs;
   kf_attention_probe probe = {0};
   float *normed;
   KF_NEW(normed, 2 * rows * d, e);
-  f->device->rmsnorm(f->device, normed, f->all.x, teacher->input_norm, rows, d, f->config->eps);
-  f->device->rmsnorm(f->device, normed + rows * d, f->student.stream.x, teacher->input_norm, rows, d, f->config->eps);
   kf_refit_windows x = {f->all.windows, f->fit.windows, f->all.window, normed, normed + rows * d};
-  kf_status s = kf_device_check(f->device, e);
-  if (s == KF_OK) s = kf_attention_probe_create(source->a, (int)d, f->all.window, source->o, &probe, e);
+  kf_status s = normed_inputs(f, source, teacher, f->all.x, normed, e);
+  if (s == KF_OK) s = normed_inputs(f, source, teacher, f->student.stream.x, normed + rows * d, e);
+  if (s == KF_OK) s = kf_attention_probe_create(source->a, source->hidden, f->all.window, source->o, &probe, e);
   if (s == KF_OK) s = kf_query_refit(source, &probe, &x, f->threads, out, e);
   kf_attention_probe_free(&probe);
   free(normed);
@@ -170,14 +184,11 @@ static kf_status load(kf_fold *f, int index, const kf_layer *teacher, const kf_m
 /* Output projection and, with refit=all, queries: those of the closed form or those refitted, whichever leaves less error. */
 static kf_status refit(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out,
                        kf_error *e) {
-  kf_mapped_tensor *q = &out->tensor[0]; /* q_proj.weight: kf_fold_layer_map's first */
-  size_t bytes = (size_t)(q->shape[0] * q->shape[1]) * sizeof(float);
   trials t = {0};
+  float *plain;
   int best;
   kf_status s;
-  float *plain = kf_arena_alloc(&t.arena, bytes, 1, e);
-  if (!plain) return KF_ERROR_MEMORY;
-  memcpy(plain, q->data, bytes);
+  KF_TRY(kf_fold_projection(source, out, "q_proj", &plain, e));
   KF_GO(load(f, index, teacher, out, &t.layer[t.count], e));
   t.count++;
   if (f->refit == KF_FOLD_REFIT_ALL) {
@@ -186,11 +197,12 @@ static kf_status refit(kf_fold *f, int index, const kf_fold_source *source, cons
     t.count++;
   }
   KF_GO(refit_output(f, index, source, teacher, &t, out, &best, e));
-  if (best == 0) memcpy(q->data, plain, bytes);
+  if (best == 0) kf_fold_set_projection(source, out, "q_proj", plain);
   f->refitted += best;
 done:
   for (int i = 0; i < t.count; i++) kf_layer_mapped_free(&t.layer[i], teacher, f->device);
   kf_arena_free(&t.arena);
+  free(plain);
   return s;
 }
 

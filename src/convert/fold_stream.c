@@ -56,9 +56,9 @@ static const kf_mapped_tensor *tensor(const kf_mapped *m, const char *name) {
   return NULL;
 }
 
-static kf_status pack(kf_device *d, const kf_mapped *m, const char *name, kf_weight **out, kf_error *e) {
-  const kf_mapped_tensor *t = tensor(m, name);
-  return d->pack(d, t->data, NULL, t->shape[0], t->shape[1], out, e);
+static kf_status pack(kf_device *d, const kf_mapped *m, const char *weight, const char *bias, kf_weight **out, kf_error *e) {
+  const kf_mapped_tensor *t = tensor(m, weight), *b = tensor(m, bias);
+  return d->pack(d, t->data, b ? b->data : NULL, t->shape[0], t->shape[1], out, e);
 }
 
 kf_status kf_layer_mapped(kf_device *d, const kf_layer *teacher, const kf_layer_config *config, const kf_mapped *mapped,
@@ -71,11 +71,11 @@ kf_status kf_layer_mapped(kf_device *d, const kf_layer *teacher, const kf_layer_
                     .o = teacher->o,
                     .gate_up = teacher->gate_up,
                     .down = teacher->down};
-  KF_GO(pack(d, mapped, "q_proj.weight", &out->q, e));
-  KF_GO(pack(d, mapped, "kv_a_proj.weight", &out->kv_a, e));
-  KF_GO(pack(d, mapped, "kv_b_proj.weight", &out->kv_b, e));
+  KF_GO(pack(d, mapped, "q_proj.weight", "q_proj.bias", &out->q, e));
+  KF_GO(pack(d, mapped, "kv_a_proj.weight", "kv_a_proj.bias", &out->kv_a, e));
+  KF_GO(pack(d, mapped, "kv_b_proj.weight", "kv_b_proj.bias", &out->kv_b, e));
   KF_GO(d->plain(d, kv_b->data, kv_b->shape[0], kv_b->shape[1], &out->kv_b_plain, e));
-  if (tensor(mapped, "o_proj.weight")) KF_GO(pack(d, mapped, "o_proj.weight", &out->o, e));
+  if (tensor(mapped, "o_proj.weight")) KF_GO(pack(d, mapped, "o_proj.weight", "o_proj.bias", &out->o, e));
   KF_GO(kf_layer_head_rows(out, e));
 done:
   if (s != KF_OK) kf_layer_mapped_free(out, teacher, d);

@@ -174,7 +174,7 @@ static kf_status map_query(const kf_joint *j, kf_mapped *out, kf_error *e) {
     memcpy(q + h * wide * width, own, (size_t)(d * width) * sizeof *q);
     kf_gemm(false, false, 2 * j->pairs, width, d, 1, block, own, 0, q + (h * wide + d) * width);
   }
-  if (s == KF_OK) s = kf_mapped_affine(out, "q_proj.weight", "q_proj.bias", a->q_bias, q, a->heads * wide, width, e);
+  if (s == KF_OK) s = kf_mapped_affine(out, "q_proj.weight", "q_proj.bias", a->q_bias, q, a->heads * wide, width - 1, width, e);
   free(q);
   free(block);
   return s;
@@ -190,7 +190,7 @@ static kf_status map_down(const kf_joint *j, int64_t rank, kf_mapped *out, kf_er
     for (int64_t i = 0; i < rank * j->rows; i++) encoder[i] = j->basis[i] * (i % j->rows < j->keys ? j->key_scale : 1);
     kf_gemm(false, false, rank, width, j->rows, 1, encoder, j->stack, 0, down);
     kf_gemm(false, false, 2 * j->pairs, width, j->merged, 1, j->turn, j->p->k, 0, down + rank * width);
-    s = kf_mapped_affine(out, "kv_a_proj.weight", "kv_a_proj.bias", out->attention.kv_a_bias, down, rows, width, e);
+    s = kf_mapped_affine(out, "kv_a_proj.weight", "kv_a_proj.bias", out->attention.kv_a_bias, down, rows, width - 1, width, e);
   }
   free(down);
   free(encoder);

@@ -113,7 +113,7 @@ static kf_status map_merged(const merge *m, const double *a, const char *weight,
   for (int64_t g = 0; g < m->groups; g++)
     kf_gemm(true, false, m->n, m->width, wide, 1, m->expand + g * wide * m->n, a + g * wide * m->width, 0,
             to + g * m->n * m->width);
-  kf_status s = kf_mapped_affine(out, weight, bias, has_bias, to, m->groups * m->n, m->width, e);
+  kf_status s = kf_mapped_affine(out, weight, bias, has_bias, to, m->groups * m->n, m->width - 1, m->width, e);
   free(to);
   return s;
 }
@@ -125,7 +125,8 @@ static kf_status map_query(const merge *m, const kf_projections *p, kf_mapped *o
   KF_NEW(to, p->a->heads * n * p->width, e);
   for (int64_t h = 0; h < p->a->heads; h++)
     kf_gemm(true, false, n, p->width, n, 1, m->expand + h / share * n * n, p->q + h * n * p->width, 0, to + h * n * p->width);
-  kf_status s = kf_mapped_affine(out, "q_proj.weight", "q_proj.bias", p->a->q_bias, to, p->a->heads * n, p->width, e);
+  kf_status s =
+      kf_mapped_affine(out, "q_proj.weight", "q_proj.bias", p->a->q_bias, to, p->a->heads * n, p->width - 1, p->width, e);
   free(to);
   return s;
 }

@@ -59,12 +59,12 @@ kf_status kf_projected_moment(const double *a, int64_t rows, int64_t width, cons
 }
 
 kf_status kf_mapped_affine(kf_mapped *m, const char *weight, const char *bias, bool has_bias, const double *from, int64_t rows,
-                           int64_t width, kf_error *e) {
-  float *w = kf_mapped_add(m, weight, rows, width - 1, e), *b = NULL;
+                           int64_t hidden, int64_t width, kf_error *e) {
+  float *w = kf_mapped_add(m, weight, rows, hidden, e), *b = NULL;
   if (!w || (has_bias && !(b = kf_mapped_add(m, bias, rows, 0, e)))) return KF_ERROR_MEMORY;
   for (int64_t r = 0; r < rows; r++) {
-    for (int64_t i = 0; i < width - 1; i++) w[r * (width - 1) + i] = (float)from[r * width + i];
-    if (b) b[r] = (float)from[r * width + width - 1];
+    for (int64_t i = 0; i < hidden; i++) w[r * hidden + i] = (float)from[r * width + i];
+    if (b) b[r] = (float)from[r * width + hidden];
   }
   return KF_OK;
 }

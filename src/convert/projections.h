@@ -19,8 +19,8 @@ kf_status kf_projections_check(const kf_plan *p, kf_error *e);
 /* out [rows, rows] = a moment a^T for a [rows, width]: the second moment of what a gives. */
 kf_status kf_projected_moment(const double *a, int64_t rows, int64_t width, const double *moment, double *out, kf_error *e);
 
-/* Adds `name`.weight [rows, width - 1] and, with a bias, `name`.bias [rows] from an affine map [rows, width]. */
+/* Adds weight [rows, hidden] and, with a bias, bias [rows] from an affine map [rows, width], whose column `hidden` is the bias. */
 kf_status kf_mapped_affine(kf_mapped *m, const char *weight, const char *bias, bool has_bias, const double *from, int64_t rows,
-                           int64_t width, kf_error *e);
+                           int64_t hidden, int64_t width, kf_error *e);
 
 #endif

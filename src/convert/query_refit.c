@@ -17,9 +17,10 @@ typedef struct layer_data {
   const int32_t *frequency;      /* [J] */
   int64_t m, d, n, pairs, width; /* window, hidden, nope rows, J, n + 2 J */
   int64_t rank;
-  float *kv;       /* [windows m, rank + 2 J] latents and rotated rope keys of the converted stream */
-  float *kv_b, *q; /* of the mapped layer */
-  double *inverse; /* [d, d] of the second moment of the converted input */
+  float *kv;         /* [windows m, rank + 2 J] latents and rotated rope keys of the converted stream */
+  const float *kv_b; /* of the mapped layer */
+  float *q, *kv_a;   /* likewise, as [rows, d] */
+  double *inverse;   /* [d, d] of the second moment of the converted input */
 } layer_data;
 
 /* One head at work. A pair of vectors [width, d] holds the windows fitted on, then those held out. */
@@ -346,28 +347,30 @@ static kf_status refit_heads(layer_data *l, int threads, kf_arena *arena, kf_err
 kf_status kf_query_refit(const kf_fold_source *source, const kf_attention_probe *probe, const kf_refit_windows *x, int threads,
                          kf_mapped *layer, kf_error *e) {
   const kf_attention_config *b = &layer->attention;
-  const kf_mapped_tensor *kv_a = find(layer, "kv_a_proj.weight");
   kf_arena arena = {0};
   layer_data l = {.source = source,
                   .probe = probe,
                   .x = x,
                   .frequency = b->rope_index,
                   .m = x->window,
-                  .d = source->hidden,
+                  .d = source->inputs,
                   .n = source->a->d_qk,
                   .pairs = b->rope_pairs[0],
                   .rank = b->rank,
-                  .kv_b = find(layer, "kv_b_proj.weight")->data,
-                  .q = find(layer, "q_proj.weight")->data};
+                  .kv_b = find(layer, "kv_b_proj.weight")->data};
   int64_t row = l.rank + 2 * l.pairs;
   l.width = l.n + 2 * l.pairs;
-  kf_status s = KF_ERROR_MEMORY;
-  if ((l.kv = kf_arena_alloc(&arena, (size_t)(x->windows * l.m * row), sizeof *l.kv, e))) {
-    kf_gemm_f32(false, true, x->windows * l.m, row, l.d, x->converted, kv_a->data, l.kv);
-    for (int w = 0; w < x->windows; w++) turn(&l, 0, l.m, row, l.kv + w * l.m * row + l.rank, 1);
-    s = input_inverse(&l, &arena, e);
-  }
-  if (s == KF_OK) s = refit_heads(&l, threads, &arena, e);
+  kf_status s;
+  KF_GO(kf_fold_projection(source, layer, "q_proj", &l.q, e));
+  KF_GO(kf_fold_projection(source, layer, "kv_a_proj", &l.kv_a, e));
+  if (!(l.kv = kf_arena_alloc(&arena, (size_t)(x->windows * l.m * row), sizeof *l.kv, e))) KF_GO(KF_ERROR_MEMORY);
+  kf_gemm_f32(false, true, x->windows * l.m, row, l.d, x->converted, l.kv_a, l.kv);
+  for (int w = 0; w < x->windows; w++) turn(&l, 0, l.m, row, l.kv + w * l.m * row + l.rank, 1);
+  KF_GO(input_inverse(&l, &arena, e));
+  KF_GO(refit_heads(&l, threads, &arena, e));
+  kf_fold_set_projection(source, layer, "q_proj", l.q);
+done:
   kf_arena_free(&arena);
+  free(l.q), free(l.kv_a);
   return s;
 }

@@ -13,7 +13,7 @@
 typedef struct kf_refit_windows {
   int windows, fit; /* all; the first of them that are fitted on */
   int64_t window;   /* tokens of each */
-  /* [windows, window, hidden] the layer's normed input in the source and in the converted model */
+  /* [windows, window, inputs] what the layer's projections see in the source and in the converted model */
   const float *source, *converted;
 } kf_refit_windows;
 

@@ -109,7 +109,7 @@ static kf_status rotations(const kf_attention_statistics *s, const double *theta
 kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *zk, const double *theta, kf_rope_problem *out,
                                  kf_error *e) {
   *out = (kf_rope_problem){
-      .heads = s->heads, .kv_heads = s->kv_heads, .pairs = s->d_qk / 2, .hidden = s->hidden, .window = s->window, .zk = zk};
+      .heads = s->heads, .kv_heads = s->kv_heads, .pairs = s->d_qk / 2, .hidden = s->inputs, .window = s->window, .zk = zk};
   int64_t F = out->pairs, n = s->kv_heads * F;
   out->mean = kf_alloc((size_t)(s->heads * F), sizeof *out->mean, e);
   out->query_energy = kf_alloc((size_t)(s->heads * F), sizeof *out->query_energy, e);

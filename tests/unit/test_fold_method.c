@@ -13,6 +13,7 @@
 
 #include "base/file.h"
 #include "kvfold/kvfold.h"
+#include "tiny.h"
 
 static const char books[] = KVFOLD_SOURCE_DIR "/examples/books-7m";
 static char scratch[] = "/tmp/kvfold-fold-XXXXXX";
@@ -41,7 +42,7 @@ static int remove_texts(void **state) {
   return kf_remove_tree(scratch, NULL) != KF_OK;
 }
 
-static kf_status convert(const char *name, kf_convert_options o, char dst[256], kf_error *e) {
+static kf_status convert_of(const char *source, const char *name, kf_convert_options o, char dst[256], kf_error *e) {
   const char *files[] = {calibration};
   snprintf(dst, 256, "%s/%s", scratch, name);
   o.dtype = "f32";
@@ -50,19 +51,23 @@ static kf_status convert(const char *name, kf_convert_options o, char dst[256], 
     o.calibration = files;
     o.calibration_count = 1;
   }
-  return kf_convert(books, dst, &o, NULL, e);
+  return kf_convert(source, dst, &o, NULL, e);
+}
+
+static kf_status convert(const char *name, kf_convert_options o, char dst[256], kf_error *e) {
+  return convert_of(books, name, o, dst, e);
 }
 
 /* KL(source || converted) on the judged text, in f32. */
-static double divergence(const char *converted) {
+static double divergence_of(const char *from, const char *converted, int window) {
   kf_model_options f32 = {.compute = KF_COMPUTE_F32};
-  kf_eval_options o = {.window = 256, .max_windows = 8, .bos = KF_BOS_NO};
+  kf_eval_options o = {.window = window, .max_windows = 8, .bos = KF_BOS_NO};
   kf_eval_result r;
   kf_error e = {0};
   kf_model *source, *m;
   kf_tokenizer *t;
   kf_text text;
-  if (kf_model_open(books, &f32, &source, &e) || kf_model_open(converted, &f32, &m, &e) || kf_tokenizer_open(books, &t, &e) ||
+  if (kf_model_open(from, &f32, &source, &e) || kf_model_open(converted, &f32, &m, &e) || kf_tokenizer_open(books, &t, &e) ||
       kf_text_read(judged, &text, &e) || kf_eval(m, source, t, text.data, text.bytes, &o, &r, &e))
     fail_msg("%s", e.message);
   kf_text_free(&text);
@@ -70,6 +75,10 @@ static double divergence(const char *converted) {
   kf_model_close(m);
   kf_model_close(source);
   return r.kl;
+}
+
+static double divergence(const char *converted) {
+  return divergence_of(books, converted, 256);
 }
 
 /* Every channel of every KV head rotated, and as many latents as the hidden state has numbers: the source itself. */
@@ -83,6 +92,29 @@ static void test_complete(void **state) {
     fail_msg("%s", e.message);
   double kl = divergence(dst);
   if (!(kl < 1e-6)) fail_msg("a complete fold diverges by %g", kl);
+}
+
+/* Biases of q, k, v and o, as Qwen2's and Llama's: nothing is lost when nothing is left out, refitted or not. */
+static void test_biases(void **state) {
+  (void)state;
+  static const char *const refits[] = {"none", "all"};
+  char source[256], dst[256];
+  kf_error e = {0};
+  tiny_tensors t = {.scale = 0.3};
+  kf_random_seed(&t.random, 11);
+  json_t *o = tiny_config(true);
+  snprintf(source, sizeof source, "%s/biased", scratch);
+  if (tiny_write(source, o, &t, &e) != KF_OK) fail_msg("%s", e.message);
+  json_decref(o);
+  for (int i = 0; i < 2; i++) { /* 16 numbers and the constant as latents, all 2 x 2 pairs rotated */
+    const kf_setting all[] = {{"rope_pairs", "4"}, {"rope_table", "any"}, {"selection", "greedy"}, {"refit", refits[i]}};
+    kf_convert_options c = {.cache = "25", .settings = all, .setting_count = 4, .calibration_tokens = 1280};
+    char name[16];
+    snprintf(name, sizeof name, "biased-%d", i);
+    if (convert_of(source, name, c, dst, &e) != KF_OK) fail_msg("%s", e.message);
+    double kl = divergence_of(source, dst, 64);
+    if (!(kl < 1e-6)) fail_msg("a complete fold of a model with biases, refit %s, diverges by %g", refits[i], kl);
+  }
 }
 
 static void test_against_the_papers(void **state) {
@@ -190,6 +222,7 @@ static void test_tables_reach_over_turning_pairs(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_complete),
+                                     cmocka_unit_test(test_biases),
                                      cmocka_unit_test(test_against_the_papers),
                                      cmocka_unit_test(test_refits_help),
                                      cmocka_unit_test(test_in_one_go),

@@ -54,6 +54,7 @@ static void make(setup *s, int64_t window) {
                                .rope_pairs = every};
   s->source = (kf_fold_source){.a = &s->a,
                                .hidden = D,
+                               .inputs = D,
                                .q = random_numbers(&r, HEADS * N * D, 0.5),
                                .k = random_numbers(&r, KV_HEADS * N * D, 0.5),
                                .v = random_numbers(&r, KV_HEADS * N * D, 0.5),

@@ -52,13 +52,17 @@ static kf_status tiny_write(const char *directory, json_t *config, tiny_tensors 
 }
 
 /* 2 layers of width 16, 4 heads over 2, 4096 tokens. */
-static kf_status tiny_model(const char *directory, uint64_t seed, double scale, const char *poisoned, kf_error *e) {
+static inline json_t *tiny_config(bool attention_bias) {
+  return json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:f,s:b,s:b,s:s}", "model_type", "llama", "hidden_size", 16,
+                   "num_attention_heads", 4, "num_key_value_heads", 2, "head_dim", 4, "num_hidden_layers", 2, "intermediate_size",
+                   24, "vocab_size", 4096, "max_position_embeddings", 64, "rms_norm_eps", 1e-5, "rope_theta", 1e4,
+                   "tie_word_embeddings", 1, "attention_bias", attention_bias, "torch_dtype", "float32");
+}
+
+static inline kf_status tiny_model(const char *directory, uint64_t seed, double scale, const char *poisoned, kf_error *e) {
   tiny_tensors t = {.scale = scale, .poisoned = poisoned};
   kf_random_seed(&t.random, seed);
-  json_t *o = json_pack("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:f,s:b,s:s}", "model_type", "llama", "hidden_size", 16,
-                        "num_attention_heads", 4, "num_key_value_heads", 2, "head_dim", 4, "num_hidden_layers", 2,
-                        "intermediate_size", 24, "vocab_size", 4096, "max_position_embeddings", 64, "rms_norm_eps", 1e-5,
-                        "rope_theta", 1e4, "tie_word_embeddings", 1, "torch_dtype", "float32");
+  json_t *o = tiny_config(false);
   kf_status s = tiny_write(directory, o, &t, e);
   json_decref(o);
   return s;
