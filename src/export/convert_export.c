@@ -4,10 +4,19 @@
 
 #include "base/file.h"
 #include "export/export.h"
+#include "model/model.h"
 
 static bool is_gguf(const char *path) {
   size_t n = strlen(path);
   return n > 5 && strcmp(path + n - 5, ".gguf") == 0;
+}
+
+static kf_status check_source(const char *path, bool gguf, kf_error *e) {
+  kf_config c;
+  KF_TRY(kf_model_read(path, &c, NULL, e));
+  kf_status s = kf_stock_check_source(path, &c, gguf, e);
+  kf_config_free(&c);
+  return s;
 }
 
 kf_status kf_convert_export(const char *src, const char *out_path, const kf_convert_options *o, const kf_export_options *target,
@@ -18,7 +27,9 @@ kf_status kf_convert_export(const char *src, const char *out_path, const kf_conv
   if (snprintf(between, sizeof between, "%s.converted", out_path) >= (int)sizeof between)
     return kf_fail(e, KF_ERROR_IO, "%.60s...: the path is too long", out_path);
   KF_TRY(kf_locate(src, found, e));
-  if (!t.source && is_gguf(found) && (t.format ? strcmp(t.format, "gguf") == 0 : is_gguf(out_path))) t.source = found;
+  bool gguf = t.format ? strcmp(t.format, "gguf") == 0 : is_gguf(out_path);
+  if (!t.source && is_gguf(found) && gguf) t.source = found;
+  KF_TRY(check_source(found, gguf, e)); /* before the work, not after it */
   KF_TRY(kf_convert(src, between, o, converted, e));
   kf_status s = kf_export(between, out_path, &t, exported, e);
   kf_status removed = kf_remove_tree(between, s == KF_OK ? e : NULL);

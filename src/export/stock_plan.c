@@ -6,9 +6,28 @@
 
 enum { PADDED_PAIRS = 32 }; /* a rope key of 64, which kernels with latents of 256 and 512 are made for */
 
-#define KVFOLD_CAN "kvfold runs the model as it is (kvfold generate)"
+#define KVFOLD_CAN "kvfold runs a converted directory as it is (kvfold generate)"
 
 /* ------------------------------------------------------------------------------------------------ one layer */
+
+/* What a conversion leaves in a layer. */
+static kf_status check_traits(const char *path, const kf_config *c, int layer, kf_error *e) {
+  const kf_attention_config *a = &c->layer[layer].attention;
+  if (a->qk_norm)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layer %d normalises the heads of queries and keys, which DeepSeek's graph does not; " KVFOLD_CAN, path,
+                   layer);
+  if (a->q_bias || a->k_bias || a->v_bias || a->q_a_bias || a->kv_a_bias || a->kv_b_bias || a->o_bias || c->layer[layer].mlp_bias)
+    return kf_fail(
+        e, KF_ERROR_INPUT,
+        "%s: layer %d has biases, which DeepSeek's graph does not have (Transformers' has some, but not these); " KVFOLD_CAN,
+        path, layer);
+  if (a->window && a->window < c->context)
+    return kf_fail(e, KF_ERROR_INPUT,
+                   "%s: layer %d sees a sliding window of %lld tokens, which DeepSeek's graph does not have; " KVFOLD_CAN, path,
+                   layer, (long long)a->window);
+  return KF_OK;
+}
 
 static kf_status check_layer(const char *path, const kf_config *c, int layer, kf_error *e) {
   const kf_attention_config *a = &c->layer[layer].attention;
@@ -22,19 +41,7 @@ static kf_status check_layer(const char *path, const kf_config *c, int layer, kf
                    "%s: layer %d has a RoPE key for each head (%s), and DeepSeek's graph shares one; convert with a method that "
                    "shares it (x-ecomla, fold), or " KVFOLD_CAN,
                    path, layer, c->method);
-  if (a->qk_norm)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d normalises the heads of queries and keys, which DeepSeek's graph does not; " KVFOLD_CAN, path,
-                   layer);
-  if (a->q_bias || a->q_a_bias || a->kv_a_bias || a->kv_b_bias || a->o_bias || c->layer[layer].mlp_bias)
-    return kf_fail(
-        e, KF_ERROR_INPUT,
-        "%s: layer %d has biases, which DeepSeek's graph does not have (Transformers' has some, but not these); " KVFOLD_CAN,
-        path, layer);
-  if (a->window && a->window < c->context)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d sees a sliding window of %lld tokens, which DeepSeek's graph does not have; " KVFOLD_CAN, path,
-                   layer, (long long)a->window);
+  KF_TRY(check_traits(path, c, layer, e));
   if (a->q_a_norm)
     return kf_fail(e, KF_ERROR_INPUT,
                    "%s: layer %d normalises a low-rank query, which is not exported; convert with q_rank=full, or " KVFOLD_CAN,
@@ -63,6 +70,14 @@ static kf_status check_scaling(const char *path, const kf_rope *r, bool gguf, in
         e, KF_ERROR_INPUT,
         "%s: layer %d has RoPE scaling of type '%s', which stock engines do not apply in DeepSeek's graph; " KVFOLD_CAN, path,
         layer, kf_rope_type_name(r->type));
+  return KF_OK;
+}
+
+kf_status kf_stock_check_source(const char *path, const kf_config *c, bool gguf, kf_error *e) {
+  for (int i = 0; i < c->layers; i++) {
+    KF_TRY(check_traits(path, c, i, e));
+    KF_TRY(check_scaling(path, &c->layer[i].attention.rope, gguf, i, e));
+  }
   return KF_OK;
 }
 

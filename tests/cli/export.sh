@@ -31,6 +31,9 @@ says "kvfold converted"
 expect 1 "$kvfold" export "$work/model" "$work/no" --dtype f16
 says "bf16 or f32"
 expect 1 "$kvfold" export "$work/nothing" "$work/no"
+# What no conversion removes is said before the work.
+expect 1 "$kvfold" convert tests/fixtures/families/llama_biases "$work/biased.gguf"
+says "layer 0 has biases, which DeepSeek's graph does not have"
 expect 1 "$kvfold" export "$work/model" "$work/nowhere/no.gguf"
 expect 2 "$kvfold" export "$work/model"
 expect 2 "$kvfold" export "$work/model" "$work/no" --format onnx
