@@ -3,7 +3,7 @@
 
     python3 bench/make_random.py SHAPE DIR [--context N]
 
-SHAPE: llama-3.2-1b, llama-2-7b-8-layers, smollm2-135m. No tokenizer is written: such a model is fed token ids.
+SHAPE: llama-3.2-1b, llama-2-7b-8-layers, llama-2-7b-2-layers, smollm2-135m. No tokenizer is written: such a model is fed token ids.
 """
 import argparse
 import json
@@ -23,6 +23,7 @@ SHAPES = {
     "smollm2-135m": dict(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64,
                          intermediate_size=1536, vocab_size=49152, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True),
 }
+SHAPES["llama-2-7b-2-layers"] = {**SHAPES["llama-2-7b-8-layers"], "num_hidden_layers": 2}
 SHARD = 1 << 30  # bytes
 
 

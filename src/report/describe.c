@@ -42,10 +42,12 @@ static kf_status describe_layers(const kf_config *c, json_t *to, kf_error *e) {
   return KF_OK;
 }
 
-/* One format after the other is asked; a model that kvfold did not convert is as its source is, and is not asked for. */
+/* One format after the other is asked. A model that kvfold did not convert, or whose attention is grouped after it (kv-heads),
+ * needs no export, and is not asked for. */
 static kf_status describe_engines(const kf_model_info *info, json_t *to, kf_error *e) {
   static const char *const formats[] = {"deepseek-v3", "gguf"};
-  for (size_t i = 0; *info->method && i < sizeof formats / sizeof *formats; i++) {
+  bool grouped = strcmp(info->attention, "grouped") == 0;
+  for (size_t i = 0; *info->method && !grouped && i < sizeof formats / sizeof *formats; i++) {
     kf_error why = {0};
     kf_export_options o = {.format = formats[i], .check = true};
     kf_status s = kf_export(info->path, NULL, &o, NULL, &why);

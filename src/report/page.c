@@ -18,9 +18,10 @@ static const char style[] =
     "tr:first-child th{border-bottom:2px solid #888;white-space:normal;vertical-align:bottom}"
     "th:first-child{text-align:left;position:sticky;left:0;background:#fff;max-width:14rem;white-space:normal;overflow-wrap:"
     "anywhere}"
-    "th[scope=row]{min-width:6rem}"
+    "th[scope=row]{min-width:8rem}"
     "th{font-weight:600}td.why{text-align:left;white-space:normal;min-width:16rem}summary{cursor:pointer;color:#0b5394}"
     "ul.why{padding-left:1.2rem;max-width:48rem;font-size:.9rem}pre{font-size:.8rem;overflow-x:auto}"
+    "@media(max-width:30rem){th,td{padding:.25rem .35rem}}"
     "@media print{body{max-width:none;font-size:11pt}figure,table{break-inside:avoid}.plots{grid-template-columns:1fr 1fr}}";
 
 typedef struct page {
@@ -224,6 +225,25 @@ static void write_ranks(page *p) {
   layer_table(p, "Ranks as a table", "kv_lora_rank", "%.0f");
 }
 
+static bool same_rope(const json_t *a, const json_t *b) {
+  const json_t *one = json_object_get(a, "layers"), *other = json_object_get(b, "layers");
+  bool same = json_array_size(one) == json_array_size(other);
+  for (size_t i = 0; same && i < json_array_size(one); i++)
+    same = json_equal(json_object_get(json_array_get(one, i), "rope"), json_object_get(json_array_get(other, i), "rope"));
+  return same;
+}
+
+/* "A, B": the models that keep the pairs of the model of that number; "" where an earlier one keeps the same. */
+static void rope_title(const page *p, size_t model, char out[512]) {
+  int n = 0;
+  *out = 0;
+  for (size_t i = 0; i < json_array_size(p->models) && n < 511; i++) {
+    if (!same_rope(json_array_get(p->models, i), json_array_get(p->models, model))) continue;
+    if (i < model) return;
+    n += snprintf(out + n, 512 - (size_t)n, "%s%s", n ? ", " : "", text(json_array_get(p->models, i), "name"));
+  }
+}
+
 static void write_rope(page *p) {
   kf_html *h = &p->html;
   kf_html_heading(
@@ -233,8 +253,11 @@ static void write_rope(page *p) {
   kf_html_raw(h, "<div class=\"plots\">\n");
   for (size_t i = 0; i < json_array_size(p->models); i++) {
     kf_chart c = {0};
+    char title[512];
+    rope_title(p, i, title);
+    if (!*title) continue;
     kf_status s = kf_chart_rope(p->all, i, &c, h->e);
-    kf_html_figure(h, s, &c, text(entry(p, i + 1), "name"), "");
+    kf_html_figure(h, s, &c, title, "");
   }
   kf_html_raw(h, "</div>\n");
 }
@@ -324,7 +347,7 @@ static void write_engines(page *p) {
       h, "Engines that load it",
       "<code>kvfold export</code> writes a model for stock engines: as deepseek-v3, a directory for those that read "
       "Hugging Face's (such as Transformers); as gguf, a file for llama.cpp and what is built on it. kvfold itself runs all "
-      "of them. A dash: not converted, what loads its family loads it.");
+      "of them. A dash: not converted or grouped as before, what loads its family loads it as it is.");
   kf_html_table(h, columns, 3);
   for (size_t i = 1; i < entries(p); i++) {
     kf_html_row(h, text(entry(p, i), "name"));

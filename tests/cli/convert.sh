@@ -57,21 +57,44 @@ expect 1 "$kvfold" convert $books "$work/dst" --method mha2mla --set rank=100000
 expect 0 "$kvfold" convert $books "$work/again" "$@"
 diff -r "$work/x" "$work/again" >/dev/null || fail "two runs gave different bytes"
 
-# Killed: no DST; the same call finishes the work, to the same bytes.
-killed=0
-for attempt in 1 2 3 4 5; do
-  rm -rf "$work/k" "$work/k.partial"
-  "$kvfold" convert $books "$work/k" "$@" >/dev/null 2>&1 &
-  job=$!
-  while kill -0 $job 2>/dev/null && [ ! -e "$work/k.partial" ] && [ ! -e "$work/k" ]; do :; done
-  kill -9 $job 2>/dev/null
-  wait $job 2>/dev/null
-  [ -e "$work/k" ] || { killed=1 && break; }
+# Killed: no DST; the same call finishes the work, to the same bytes. resumes SHARD ARGUMENTS...: killed as soon as the file SHARD stands
+# in the partial directory. The whole conversion is compared with one of its own.
+resumes() {
+  shard=$1 killed=0
+  shift
+  rm -rf "$work/whole"
+  expect 0 "$kvfold" convert $books "$work/whole" "$@"
+  for attempt in 1 2 3 4 5; do
+    rm -rf "$work/k" "$work/k.partial"
+    "$kvfold" convert $books "$work/k" "$@" >/dev/null 2>&1 &
+    job=$!
+    while kill -0 $job 2>/dev/null && [ ! -e "$work/k.partial/$shard" ] && [ ! -e "$work/k" ]; do :; done
+    kill -9 $job 2>/dev/null
+    wait $job 2>/dev/null
+    [ -e "$work/k" ] || { killed=1 && break; }
+  done
+  [ $killed -eq 1 ] || fail "no run could be killed before its end in $attempt attempts: $*"
+  answers "$kvfold" convert $books "$work/k" "$@" --json
+  diff -r "$work/whole" "$work/k" >/dev/null || fail "a resumed conversion gave other bytes: $*"
+  [ ! -e "$work/k.partial" ] || fail "the partial directory stayed: $*"
+}
+resumes . "$@"
+
+# The same with layers finished, by each kind of method. The third shard is begun when two are recorded, embedding and a layer at least.
+echo 'shard_bytes: 262144' >"$work/shards.yaml"
+for method in x-ecomla mha2mla transmla care kv-heads fold; do
+  set -- --recipe "$work/shards.yaml" --method $method --cache 50%
+  case $method in
+    x-ecomla) ;;
+    mha2mla) set -- "$@" --set rope_policy=high ;;
+    fold) set -- "$@" --calibration $held_out --calibration-tokens 640 --set window=128 rope_pairs=8 ;;
+    transmla | care) set -- "$@" --calibration $held_out --calibration-tokens 2560 --set rope_dim=16 freqfold=2 ;;
+    kv-heads) set -- "$@" --calibration $held_out --calibration-tokens 2560 ;;
+  esac
+  resumes model-00003.safetensors "$@"
+  [ "$(value layers_resumed)" -gt 0 ] || fail "$method: no layer was taken over"
 done
-[ $killed -eq 1 ] || fail "no run could be killed before its end in $attempt attempts"
-expect 0 "$kvfold" convert $books "$work/k" "$@"
-diff -r "$work/x" "$work/k" >/dev/null || fail "a resumed conversion gave other bytes"
-[ ! -e "$work/k.partial" ] || fail "the partial directory stayed"
+set -- --method x-ecomla --cache 50%
 
 # A file that may not grow: like a full disk.
 (

@@ -207,6 +207,22 @@ static void engines_are_those_of_export(void **p) {
   json_decref(o);
 }
 
+/* What loads the source loads a model that is still grouped: nothing is said of an export. */
+static void grouped_needs_no_engine(void **p) {
+  (void)p;
+  char heads[96];
+  const char *const dst[] = {heads}, *const files[] = {KVFOLD_SOURCE_DIR "/docs/METHODS.md"}; /* any text */
+  kf_convert_options options = {
+      .method = "kv-heads", .cache = "50%", .calibration = files, .calibration_count = 1, .calibration_tokens = 2560};
+  kf_error e = {0};
+  snprintf(heads, sizeof heads, "%s/heads", scratch);
+  succeeds(kf_convert(BOOKS, heads, &options, NULL, &e), &e);
+  json_t *o = compare(dst, 1);
+  assert_int_equal(json_array_size(json_object_get(json_array_get(json_object_get(o, "models"), 0), "engines")), 0);
+  assert_null(strstr(json_string_value(json_object_get(o, "verdict")), "engine"));
+  json_decref(o);
+}
+
 /* ------------------------------------------------------------------------------------------------ layers, the plain way */
 
 typedef struct plain {
@@ -424,6 +440,7 @@ int main(void) {
       cmocka_unit_test(positions_add_up),
       cmocka_unit_test(layers_tell_ranks_and_rope),
       cmocka_unit_test(engines_are_those_of_export),
+      cmocka_unit_test(grouped_needs_no_engine),
       cmocka_unit_test(first_layer_by_hand),
       cmocka_unit_test(needle_is_what_the_logits_say),
       cmocka_unit_test(calibration_text_is_refused),

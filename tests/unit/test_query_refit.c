@@ -178,7 +178,31 @@ static void test_keeps(void **state) {
   drop(&s);
 }
 
+/* Keys of fewer dimensions than numbers, or none, and inputs that are all the same: the keys' covariance is singular. */
+static void test_singular_keys(void **state) {
+  (void)state;
+  enum { FLAT, ZERO, CONSTANT, CASES };
+  for (int kind = 0; kind < CASES; kind++) {
+    setup s;
+    kf_error e = {0};
+    make(&s, 0);
+    float *kv_a = s.layer.tensor[1].data, *kv_b = s.layer.tensor[2].data;
+    for (int h = 0; h < HEADS && kind != CONSTANT; h++)
+      for (int i = 0; i < N * RANK; i++) kv_b[h * 2 * N * RANK + i] = kind == ZERO ? 0 : kv_b[h * 2 * N * RANK + i % RANK];
+    for (int i = 0; i < 2 * PAIRS * D && kind == ZERO; i++) kv_a[RANK * D + i] = 0;
+    for (int i = 0; i < WINDOWS * M * D && kind == CONSTANT; i++) s.y[i] = 30 * s.y[i % D];
+    kf_refit_windows x = {WINDOWS, FIT, M, s.x, s.y};
+    double before = objective(&s, 0, WINDOWS);
+    if (kf_query_refit(&s.source, &s.probe, &x, 2, &s.layer, &e) != KF_OK) fail_msg("case %d: %s", kind, e.message);
+    for (int i = 0; i < HEADS * WIDTH * D; i++) assert_true(isfinite(s.layer.tensor[0].data[i]));
+    double after = objective(&s, 0, WINDOWS);
+    if (!(after <= 1.001 * before)) fail_msg("case %d: %g to %g", kind, before, after);
+    drop(&s);
+  }
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_lowers), cmocka_unit_test(test_keeps)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_lowers), cmocka_unit_test(test_keeps),
+                                     cmocka_unit_test(test_singular_keys)};
   return cmocka_run_group_tests_name("query_refit", tests, NULL, NULL);
 }
