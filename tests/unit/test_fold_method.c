@@ -109,7 +109,7 @@ static void test_biases(void **state) {
   for (int i = 0; i < 2; i++) { /* 16 numbers and the constant as latents, all 2 x 2 pairs rotated */
     const kf_setting all[] = {{"rope_pairs", "4"}, {"rope_table", "any"}, {"selection", "greedy"}, {"refit", refits[i]}};
     kf_convert_options c = {.cache = "25", .settings = all, .setting_count = 4, .calibration_tokens = 1280};
-    char name[16];
+    char name[32];
     snprintf(name, sizeof name, "biased-%d", i);
     if (convert_of(source, name, c, dst, &e) != KF_OK) fail_msg("%s", e.message);
     double kl = divergence_of(source, dst, 64);
