@@ -118,8 +118,7 @@ static kf_status begin(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
   int64_t hidden = f->config->hidden, window = f->p->value[KF_FOLD_WINDOW_KEY].integer;
   f->all.window = f->config->context < window ? f->config->context : window;
   if (f->config->context > f->all.window)
-    kf_note(f->p->hooks,
-            "fitted to windows of %lld tokens: contexts beyond them lose more (docs/QUALITY.md has figures; window=N sets them)",
+    kf_note(f->p->hooks, "fitted to windows of %lld tokens: longer contexts lose far more (docs/QUALITY.md, Long contexts)",
             (long long)f->all.window);
   KF_TRY(kf_fold_list_candidates(f, e));
   KF_TRY(kf_device_open_cpu(f->p->o->compute, f->p->o->threads, &f->device, e));

@@ -56,12 +56,12 @@ static void add_strides(kf_fold *f, int turning, int pairs) {
   add(f, false, pairs, (turning + pairs - 1) / pairs);
 }
 
-/* Any frequencies: parts of the budget that measured best; the last in windows of 2,048 tokens. */
+/* Any frequencies: parts of the budget that measured best. */
 static void add_selections(kf_fold *f) {
   static const struct {
     bool greedy;
     double part;
-  } variants[] = {{false, 1.0 / 12}, {false, 1.0 / 8}, {true, 1.0 / 8}, {true, 1.0 / 5}, {true, 1.0 / 4}};
+  } variants[] = {{false, 1.0 / 12}, {false, 1.0 / 8}, {true, 1.0 / 8}, {true, 1.0 / 5}};
   for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
     add(f, variants[i].greedy, lround(variants[i].part * (double)f->elements), 0);
 }

@@ -194,7 +194,7 @@ typedef struct kf_cuda_adamw {
 cudaError_t kf_cuda_launch_adamw(cudaStream_t stream, const kf_cuda_adamw *job);
 
 enum { KF_CUDA_PARTS = 256 };
-/* part [blocks, KF_CUDA_PARTS at most]: their sum is that of the squares. */
+/* part [kf_cuda_squares_parts(n)]: their sum is that of the squares. */
 typedef struct kf_cuda_squares {
   double *part;
   const float *x;
