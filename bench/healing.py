@@ -9,32 +9,12 @@ predictions (forward KL) on English books, and are judged on other books and on 
 """
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import quality
-
-
-def judge(o, model, judged):
-    cells = []
-    for _, text, windows in judged:
-        e = quality.kvfold(o.kvfold, "eval", model, "--reference", o.model, "--text", text, "--window", o.window, "--max-windows", windows, "--bos",
-                           "no", "--compute", "f32")
-        cells.append(f"{math.exp(e['nll'] - e['reference_nll']):.3f} / {e['kl']:.3f}")
-    return cells
-
-
-def convert(o, method, cache, calibration, directory):
-    dst = directory / f"{method}-{cache.rstrip('%')}"
-    settings = [s[len(method) + 1 :] for s in o.set if s.startswith(method + ".")]
-    given = [] if method == "x-ecomla" else ["--calibration", *calibration, "--calibration-tokens", o.calibration_tokens]
-    if not dst.exists():
-        quality.kvfold(o.kvfold, "convert", o.model, dst, "--method", method, "--cache", cache, "--dtype", "f32", "--compute", "f32", *given,
-                       *(["--set", *settings] if settings else []))
-    return dst
 
 
 def heal(o, student, data):
@@ -49,9 +29,11 @@ def heal(o, student, data):
 
 
 def row(o, method, cache, calibration, data, judged, directory):
-    student = convert(o, method, cache, calibration, directory)
+    student = directory / f"{method}-{cache.rstrip('%')}"
+    if not student.exists():
+        quality.convert(o, method, cache, calibration, student)
     healed, speed = heal(o, student, data)
-    cells = [c for pair in zip(judge(o, student, judged), judge(o, healed, judged)) for c in pair]
+    cells = [c for pair in zip(quality.judge(o, student, judged), quality.judge(o, healed, judged)) for c in pair]
     return f"| {method} | {cache} | {' | '.join(cells)} | {speed:.0f} |"
 
 

@@ -40,23 +40,35 @@ def kvfold(binary, *arguments):
     return json.loads(done.stdout)
 
 
-def row(o, method, cache, calibration, judged, directory):
-    dst = (o.keep or directory) / f"{method}-{cache.rstrip('%')}"
-    settings = [s[len(method) + 1 :] for s in o.set if s.startswith(method + ".")]
-    given = ["--calibration", *calibration, "--calibration-tokens", o.tokens] if calibration else ["--calibration-tokens", o.tokens]
-    if method == "x-ecomla":
-        given = []
-    made = kvfold(o.kvfold, "convert", o.model, dst, "--method", method, "--cache", cache, "--dtype", "f32", "--compute", "f32",
-                  *given, *(["--set", *settings] if settings else []))
+def settings_of(o, method):
+    return [s[len(method) + 1 :] for s in o.set if s.startswith(method + ".")]
+
+
+def convert(o, method, cache, calibration, dst):
+    settings = settings_of(o, method)
+    given = ["--calibration", *calibration] if calibration else []
+    given = [] if method == "x-ecomla" else [*given, "--calibration-tokens", o.calibration_tokens]
+    return kvfold(o.kvfold, "convert", o.model, dst, "--method", method, "--cache", cache, "--dtype", "f32", "--compute", "f32", *given,
+                  *(["--set", *settings] if settings else []))
+
+
+def judge(o, model, judged):
     cells = []
     for _, text, windows in judged:
-        e = kvfold(o.kvfold, "eval", dst, "--reference", o.model, "--text", text, "--window", o.window, "--max-windows", windows, "--bos", "no",
+        e = kvfold(o.kvfold, "eval", model, "--reference", o.model, "--text", text, "--window", o.window, "--max-windows", windows, "--bos", "no",
                    "--compute", "f32")
         cells.append(f"{math.exp(e['nll'] - e['reference_nll']):.3f} / {e['kl']:.3f}")
+    return cells
+
+
+def row(o, method, cache, calibration, judged, directory):
+    dst = (o.keep or directory) / f"{method}-{cache.rstrip('%')}"
+    made = convert(o, method, cache, calibration, dst)
+    cells = judge(o, dst, judged)
     if not o.keep:
         shutil.rmtree(dst)
     part = made["cache_elements_per_token"] / made["source_cache_elements_per_token"]
-    return f"| {method} | {100 * part:.2f}% | {' '.join(settings)} | {' | '.join(cells)} | {made['seconds']:.0f} |"
+    return f"| {method} | {100 * part:.2f}% | {' '.join(settings_of(o, method))} | {' | '.join(cells)} | {made['seconds']:.0f} |"
 
 
 def main():
@@ -68,7 +80,7 @@ def main():
     p.add_argument("--own", action="store_true")
     p.add_argument("--judge", nargs="+", type=Path)
     p.add_argument("--set", nargs="+", default=[], metavar="METHOD.KEY=VALUE")
-    p.add_argument("--tokens", type=int, default=20480)
+    p.add_argument("--tokens", dest="calibration_tokens", type=int, default=20480)
     p.add_argument("--window", type=int, default=512)
     p.add_argument("--keep", type=Path)
     p.add_argument("--kvfold", default=str(ROOT / "build/release/bin/kvfold"))
