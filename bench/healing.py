@@ -61,12 +61,12 @@ def main():
     with tempfile.TemporaryDirectory() as d:
         directory = o.keep or Path(d)
         directory.mkdir(parents=True, exist_ok=True)
-        cal, judged = quality.texts(Path(d))
-        judged = [(f.stem, f, 16) for f in o.judge] if o.judge else judged
+        cal, judged = quality.texts(Path(d), o.window)
+        judged = [(f.stem, f, o.window, 16) for f in o.judge] if o.judge else judged
         data = o.data or [directory / "train.jsonl"]
         if not o.data and not data[0].exists():
             subprocess.run(f"zstdcat {quality.DATA}/books-train.jsonl.zst | head -n 2000 >{data[0]}", shell=True, check=True)
-        print("| method | cache | " + " | ".join(f"{n}: before | after" for n, _, _ in judged) + " | tokens/s |")
+        print("| method | cache | " + " | ".join(f"{n}: before | after" for n, *_ in judged) + " | tokens/s |")
         print("| --- | --- |" + " --- |" * (2 * len(judged) + 1), flush=True)
         for cache in o.caches.split(","):
             for method in o.methods.split(","):

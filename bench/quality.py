@@ -2,11 +2,12 @@
 """What conversions without training lose: a Markdown table of perplexity ratio and KL by method, cache size and text.
 
     python3 bench/quality.py [--model MODEL] [--methods fold,transmla,...] [--caches 50%,25%] [--calibration FILE ... | --own] [--judge FILE ...]
-                             [--set METHOD.KEY=VALUE ...] [--tokens N] [--keep DIR]
+                             [--set METHOD.KEY=VALUE ...] [--tokens N] [--long N] [--keep DIR]
 
 By default the protocol of docs/QUALITY.md on SmolLM2-135M-Instruct (./dev fetch): calibration on 40 windows of 512 tokens of English
 books, 32 to fit and 8 to choose by; judged on other books (8 windows) and on wikitext-2 (16 windows), in f32. --own: no calibration text
-is given. --judge: judged on these files (16 windows each) instead. The texts come from KVFOLD_TEST_DATA (default ../shared/data).
+is given. --judge: judged on these files (16 windows each) instead. --long: also on four windows of N tokens of all books that nothing is
+calibrated on. The texts come from KVFOLD_TEST_DATA (default ../shared/data).
 """
 import argparse
 import json
@@ -23,14 +24,15 @@ DATA = Path(os.environ.get("KVFOLD_TEST_DATA", ROOT / "../shared/data")) / "text
 SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvfold/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def texts(directory):
+def texts(directory, window, long=0):
     """Calibration: records k of books-train with k mod 40 = 7 (from 1); books: lines of books-valid with index mod 9 = 3 (from 0)."""
     train = subprocess.run(f"zstdcat {DATA}/books-train.jsonl.zst | head -n 2000", shell=True, capture_output=True, text=True, check=True).stdout
     pick = [json.loads(line)["text"] for k, line in enumerate(train.splitlines(), 1) if k % 40 == 7]
     (directory / "cal.txt").write_text("\n".join(pick))
     with open(DATA / "books-valid.jsonl") as f:
         (directory / "books.txt").write_text("\n".join(json.loads(line)["text"] for i, line in enumerate(f) if i % 9 == 3))
-    return directory / "cal.txt", [("books", directory / "books.txt", 8), ("wikitext-2", DATA / "wikitext2_raw_test.raw", 16)]
+    judged = [("books", directory / "books.txt", window, 8), ("wikitext-2", DATA / "wikitext2_raw_test.raw", window, 16)]
+    return directory / "cal.txt", judged + [(f"books, {long:,} tokens", DATA / "books-valid.jsonl", long, 4)] * bool(long)
 
 
 def kvfold(binary, *arguments):
@@ -54,8 +56,8 @@ def convert(o, method, cache, calibration, dst):
 
 def judge(o, model, judged):
     cells = []
-    for _, text, windows in judged:
-        e = kvfold(o.kvfold, "eval", model, "--reference", o.model, "--text", text, "--window", o.window, "--max-windows", windows, "--bos", "no",
+    for _, text, window, windows in judged:
+        e = kvfold(o.kvfold, "eval", model, "--reference", o.model, "--text", text, "--window", window, "--max-windows", windows, "--bos", "no",
                    "--compute", "f32")
         cells.append(f"{math.exp(e['nll'] - e['reference_nll']):.3f} / {e['kl']:.3f}")
     return cells
@@ -82,14 +84,15 @@ def main():
     p.add_argument("--set", nargs="+", default=[], metavar="METHOD.KEY=VALUE")
     p.add_argument("--tokens", dest="calibration_tokens", type=int, default=20480)
     p.add_argument("--window", type=int, default=512)
+    p.add_argument("--long", type=int, default=0)
     p.add_argument("--keep", type=Path)
     p.add_argument("--kvfold", default=str(ROOT / "build/release/bin/kvfold"))
     o = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
-        cal, judged = texts(Path(d))
-        judged = [(f.stem, f, 16) for f in o.judge] if o.judge else judged
+        cal, judged = texts(Path(d), o.window, o.long)
+        judged = [(f.stem, f, o.window, 16) for f in o.judge] if o.judge else judged
         calibration = [] if o.own else o.calibration or [cal]
-        print("| method | cache | settings | " + " | ".join(name for name, _, _ in judged) + " | seconds |")
+        print("| method | cache | settings | " + " | ".join(name for name, *_ in judged) + " | seconds |")
         print("| --- | --- | --- |" + " --- |" * (len(judged) + 1), flush=True)
         for cache in o.caches.split(","):
             for method in o.methods.split(","):

@@ -13,8 +13,7 @@ static kf_status begin(kf_calibrator *c, const kf_plan *p, const kf_corpus *corp
   int windows;
   KF_TRY(kf_device_open_cpu(p->o->compute, p->o->threads, &c->device, e));
   KF_TRY(kf_run_create(c->device, c->config, &c->run, e));
-  KF_TRY(kf_corpus_cut(corpus, c->window, &c->ids, &windows, e));
-  KF_TRY(kf_corpus_windows(corpus, c->weights, c->window, &c->start, &windows, e));
+  KF_TRY(kf_corpus_windows(corpus, c->weights, c->window, 5, &c->ids, &c->start, &windows, e));
   c->held_out = windows / 5;
   c->fitted = windows - c->held_out;
   return KF_OK;

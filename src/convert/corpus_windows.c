@@ -57,12 +57,12 @@ void kf_corpus_free(kf_corpus *c) {
   kf_ids_free(&c->ids);
 }
 
-kf_status kf_corpus_cut(const kf_corpus *c, int64_t window, int32_t **ids, int *windows, kf_error *e) {
+static kf_status cut(const kf_corpus *c, int64_t window, int least, int32_t **ids, int *windows, kf_error *e) {
   int64_t bos = c->bos >= 0, body = window - bos, count = (int64_t)c->ids.count;
   *windows = body > 0 ? (int)(count / body) : 0;
-  if (*windows < 5)
+  if (*windows < least)
     return kf_fail(e, KF_ERROR_INPUT, "%s: %lld tokens of calibration text are too few; at least %lld are needed", c->name,
-                   (long long)count, (long long)(5 * body));
+                   (long long)count, (long long)(least * body));
   KF_NEW(*ids, *windows * window, e);
   for (int i = 0; i < *windows; i++) {
     if (bos) (*ids)[i * window] = c->bos;
@@ -71,18 +71,11 @@ kf_status kf_corpus_cut(const kf_corpus *c, int64_t window, int32_t **ids, int *
   return KF_OK;
 }
 
-kf_status kf_corpus_windows(const kf_corpus *c, const kf_weights *w, int64_t window, float **x, int *windows, kf_error *e) {
+kf_status kf_corpus_windows(const kf_corpus *c, const kf_weights *w, int64_t window, int least, int32_t **ids, float **x,
+                            int *windows, kf_error *e) {
   const kf_view *embedding;
-  int32_t *ids;
-  *x = NULL;
-  KF_TRY(kf_corpus_cut(c, window, &ids, windows, e));
-  kf_status s = kf_weights_embedding(w, &embedding, e);
-  int64_t count = *windows * window;
-  if (s == KF_OK) *x = kf_alloc((size_t)(count * w->config->hidden), sizeof **x, e);
-  if (s == KF_OK) s = *x ? kf_embed(w, embedding, ids, count, *x, e) : KF_ERROR_MEMORY;
-  free(ids);
-  if (s == KF_OK) return KF_OK;
-  free(*x);
-  *x = NULL;
-  return s;
+  KF_TRY(cut(c, window, least, ids, windows, e));
+  KF_TRY(kf_weights_embedding(w, &embedding, e));
+  KF_NEW(*x, *windows * window * w->config->hidden, e);
+  return kf_embed(w, embedding, *ids, *windows * window, *x, e);
 }

@@ -21,10 +21,9 @@ kf_status kf_corpus_sample(const char *path, const kf_tokenizer *t, const kf_con
                            kf_error *e);
 void kf_corpus_free(kf_corpus *c);
 
-/* Consecutive whole windows of `window` tokens, BOS included: ids [windows, window], freed with free(). Errors: too little text
- * for five windows. */
-kf_status kf_corpus_cut(const kf_corpus *c, int64_t window, int32_t **ids, int *windows, kf_error *e);
-/* The same as embeddings: x [windows, window, hidden], freed with free(). */
-kf_status kf_corpus_windows(const kf_corpus *c, const kf_weights *w, int64_t window, float **x, int *windows, kf_error *e);
+/* Consecutive whole windows of `window` tokens, BOS included: ids [windows, window], and their embeddings x [windows, window,
+ * hidden]; both freed with free(), on errors too. Errors: too little text for `least` windows. */
+kf_status kf_corpus_windows(const kf_corpus *c, const kf_weights *w, int64_t window, int least, int32_t **ids, float **x,
+                            int *windows, kf_error *e);
 
 #endif

@@ -8,8 +8,6 @@
 
 /* ---------------------------------------------------------------------------------------------- settings */
 
-enum { WINDOW = 512 };
-
 static const char *const selections[] = {"auto", "fold", "greedy", NULL};
 static const char *const tables[] = {"any", "stock", NULL};
 static const char *const refits[] = {"none", "output", "all", NULL};
@@ -20,6 +18,7 @@ const kf_key kf_fold_keys[] = {
     [KF_FOLD_ROPE_TABLE] = {"rope_table", KF_TAKES_CHOICE, tables, 0, 0, "stock"},
     [KF_FOLD_REFIT] = {"refit", KF_TAKES_CHOICE, refits, 0, 0, "all"},
     [KF_FOLD_WINDOW_KEY] = {"window", KF_TAKES_INTEGER, NULL, 16, 1 << 20, "512"},
+    [KF_FOLD_JUDGE_WINDOW] = {"judge_window", KF_TAKES_INTEGER, NULL, 16, 1 << 20, "2048"},
     {NULL, 0, NULL, 0, 0, NULL},
 };
 
@@ -67,7 +66,8 @@ kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer
   if (!c->greedy && longest && longest->count >= pairs) return kf_channels_prefix(p, longest, pairs, out, e);
   if (c->stride) KF_NEW(slots, p->pairs, e);
   for (int i = 0; slots && i < c->pairs; i++) slots[i * c->stride] = true;
-  kf_status s = c->greedy ? kf_channels_greedy(p, pairs, out, e) : kf_channels_fold(p, pairs, slots, f->threads, &pursuit, e);
+  kf_status s =
+      c->greedy ? kf_channels_greedy(p, pairs, slots, out, e) : kf_channels_fold(p, pairs, slots, f->threads, &pursuit, e);
   if (s == KF_OK && !c->greedy) s = kf_channels_prefix(p, &pursuit, pairs, out, e);
   kf_channels_free(&pursuit);
   free(slots);
@@ -114,32 +114,46 @@ kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out
 
 /* ---------------------------------------------------------------------------------------------- beginning and end */
 
+/* The windows that are fitted on, with those held out behind them, and what is held out again, in windows to choose by. */
+static kf_status cut_text(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
+  const kf_value *v = f->p->value;
+  int64_t context = f->config->context, window = v[KF_FOLD_WINDOW_KEY].integer, judged = v[KF_FOLD_JUDGE_WINDOW].integer;
+  int32_t *ids = NULL;
+  f->all.config = f->tune.config = f->config;
+  f->all.window = context < window ? context : window;
+  kf_status s = kf_corpus_windows(corpus, f->weights, f->all.window, 5, &ids, &f->all.x, &f->all.windows, e);
+  free(ids);
+  KF_TRY(s);
+  f->fit = f->all;
+  f->fit.windows = f->all.windows - f->all.windows / 5;
+  int64_t bos = corpus->bos >= 0, fitted = f->fit.windows * (f->fit.window - bos),
+          rest = (int64_t)corpus->ids.count - fitted + bos;
+  kf_corpus held_out = {{corpus->ids.data + fitted, (size_t)(rest - bos)}, corpus->bos, corpus->name};
+  judged = judged < context ? judged : context;
+  f->tune.window = judged < rest ? judged : rest;
+  return kf_corpus_windows(&held_out, f->weights, f->tune.window, 1, &f->tune_ids, &f->tune.x, &f->tune.windows, e);
+}
+
 static kf_status begin(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
-  int64_t hidden = f->config->hidden, window = f->p->value[KF_FOLD_WINDOW_KEY].integer;
-  f->all.window = f->config->context < window ? f->config->context : window;
-  if (f->config->context > f->all.window)
-    kf_note(f->p->hooks, "fitted to windows of %lld tokens: longer contexts lose far more (docs/QUALITY.md, Long contexts)",
-            (long long)f->all.window);
+  KF_TRY(cut_text(f, corpus, e));
   KF_TRY(kf_fold_list_candidates(f, e));
   KF_TRY(kf_device_open_cpu(f->p->o->compute, f->p->o->threads, &f->device, e));
   f->threads = f->device->threads;
   KF_TRY(kf_run_create(f->device, f->config, &f->run, e));
-  f->all.config = f->config;
-  KF_TRY(kf_corpus_cut(corpus, f->all.window, &f->ids, &f->all.windows, e));
-  KF_TRY(kf_corpus_windows(corpus, f->weights, f->all.window, &f->all.x, &f->all.windows, e));
-  size_t bytes = (size_t)(f->all.windows * f->all.window * hidden) * sizeof *f->all.x;
-  KF_NEW(f->start, bytes / sizeof *f->start, e);
-  memcpy(f->start, f->all.x, bytes);
-  f->fit = f->tune = f->all; /* one memory: the windows held out are the last */
-  f->tune.windows = f->all.windows / 5;
-  f->fit.windows = f->all.windows - f->tune.windows;
-  f->tune.x += f->fit.windows * f->fit.window * hidden;
+  int64_t count = f->all.windows * f->all.window * f->config->hidden;
+  KF_NEW(f->start, count, e);
+  memcpy(f->start, f->all.x, (size_t)count * sizeof *f->start);
+  KF_TRY(kf_student_create(f->config, f->elements, &f->tune, &f->student, e));
+  f->student.stream.config = &f->student.config;
   if (!(f->store = fopen(f->scratch, "w+b"))) return kf_fail_errno(e, "%s: cannot be written", f->scratch);
   KF_TRY(kf_fold_choose(f, e));
   rewind(f->store);
-  memcpy(f->all.x, f->start, bytes); /* both streams start again */
-  KF_TRY(kf_student_create(f->config, f->elements, f->refit == KF_FOLD_REFIT_NONE ? &f->tune : &f->all, &f->student, e));
-  f->student.stream.config = &f->student.config;
+  if (f->refit == KF_FOLD_REFIT_NONE) return KF_OK;
+  memcpy(f->all.x, f->start, (size_t)count * sizeof *f->start); /* the source starts again, the converted model beside it */
+  f->converted = f->all;
+  f->converted.x = f->start;
+  f->converted.config = &f->student.config;
+  f->start = NULL;
   return KF_OK;
 }
 
@@ -168,9 +182,11 @@ void kf_fold_close(void *session) {
   kf_student_free(&f->student);
   if (f->store) fclose(f->store);
   unlink(f->scratch);
-  free(f->ids);
+  free(f->tune_ids);
+  free(f->tune.x);
   free(f->all.x);
   free(f->start);
+  free(f->converted.x);
   kf_run_free(f->run);
   kf_device_close(f->device);
   free(f);
@@ -182,8 +198,7 @@ kf_status kf_fold_record(void *session, json_t **out, kf_error *e) {
   KF_TRY(kf_fold_map(f->p, f, f->config->layers - 1, &last, e)); /* where an earlier run had finished them */
   kf_mapped_free(&last);
   kf_nearness outcome;
-  float *converted = f->student.stream.x + (f->refit == KF_FOLD_REFIT_NONE ? 0 : f->tune.x - f->all.x);
-  KF_TRY(kf_fold_judge(f, &converted, 1, &outcome, e));
+  KF_TRY(kf_fold_judge(f, &f->student.stream.x, 1, &outcome, e));
   const kf_fold_candidate *c = &f->candidate[f->best];
   json_t *tried = json_array();
   for (int i = 0; i < f->candidates && f->candidates > 1; i++)

@@ -8,10 +8,17 @@
 #include "convert/fold_stream.h"
 #include "convert/nearness.h"
 
-enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY }; /* of kf_fold_keys */
-enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY };                                                   /* selection */
+enum {
+  KF_FOLD_ROPE_PAIRS,
+  KF_FOLD_SELECTION,
+  KF_FOLD_ROPE_TABLE,
+  KF_FOLD_REFIT,
+  KF_FOLD_WINDOW_KEY,
+  KF_FOLD_JUDGE_WINDOW
+};                                                   /* keys */
+enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY }; /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
-enum { KF_FOLD_CANDIDATES = 6 };
+enum { KF_FOLD_CANDIDATES = 8 };
 
 typedef struct kf_fold_candidate {
   bool greedy;
@@ -27,18 +34,20 @@ typedef struct kf_fold {
   kf_device *device;
   kf_run *run;
   int threads;
-  int64_t elements;         /* numbers a token and layer */
-  bool stock;               /* all layers rotate by the same table of frequencies 0, stride, 2 stride, ... of the source's */
-  int refit, refitted;      /* what is asked for; layers whose refitted queries were kept */
-  kf_stream all, fit, tune; /* the source's hidden states: all windows, the first of which are fitted on, the last chosen by */
-  float *start;             /* embeddings of all windows */
-  int32_t *ids;             /* [windows, window] */
+  int64_t elements;    /* numbers a token and layer */
+  bool stock;          /* all layers rotate by the same table of frequencies 0, stride, 2 stride, ... of the source's */
+  int refit, refitted; /* what is asked for; layers whose refitted queries were kept */
+  kf_stream all, fit;  /* the source's hidden states: all windows, the first of which are fitted on */
+  float *start;        /* embeddings of all windows */
+  kf_stream tune;      /* the text that is not fitted on again, in longer windows: what is chosen by */
+  int32_t *tune_ids;   /* [windows, window] */
   kf_fold_candidate candidate[KF_FOLD_CANDIDATES];
   int candidates, best;
   FILE *store; /* statistics, layer by layer */
   char scratch[KF_PATH];
-  int next;           /* layer whose statistics the store gives next */
-  kf_student student; /* of the chosen variant, over all windows, or without refits those held out */
+  int next;            /* layer whose statistics the store gives next */
+  kf_student student;  /* of the chosen variant, over the windows chosen by */
+  kf_stream converted; /* its hidden states over all windows, which refits compare with the source's; x NULL: no refits */
 } kf_fold;
 
 /* Rotated pairs of a layer: none where the source does not rotate. */
@@ -53,9 +62,9 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool w
 kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e);
 /* Runs the source once over all windows: statistics into the store, every candidate converted (without refit) and judged. */
 kf_status kf_fold_choose(kf_fold *f, kf_error *e);
-/* Nearness to the source of streams that went through all layers; converted: [held-out windows, window, hidden]. */
+/* Nearness to the source of streams that went through all layers; converted: [tune.windows, tune.window, hidden]. */
 kf_status kf_fold_judge(kf_fold *f, float *const *converted, int count, kf_nearness *out, kf_error *e);
-/* Refits a mapped layer as the settings say, and brings both streams, source and student, through it. */
+/* Refits a mapped layer as the settings say, and brings the streams through it: the student's, and with refits the source's. */
 kf_status kf_fold_refit(kf_fold *f, int layer, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *mapped,
                         kf_error *e);
 

@@ -13,27 +13,33 @@ static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
   int64_t J = given->given ? given->integer : pairs;
   kf_fold_candidate c = {.greedy = greedy, .pairs = (int)(J < 1 ? 1 : J > most ? most : J), .stride = stride};
   if (f->candidates == KF_FOLD_CANDIDATES || 2 * c.pairs >= f->elements || (int64_t)(c.pairs - 1) * stride >= F) return;
-  if (!f->stock && selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != greedy) return;
+  if (selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != greedy) return;
   for (int i = 0; i < f->candidates; i++)
     if (f->candidate[i].greedy == greedy && f->candidate[i].pairs == c.pairs && f->candidate[i].stride == stride) return;
   f->candidate[f->candidates++] = c;
 }
 
-/* Pairs that turn by a radian or more within a window: what hardly turns can do without a rotation. At least 1. */
+/* Pairs that turn by a radian or more within a window chosen by: what hardly turns can do without a rotation. At least 1. */
 static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
   int F = f->config->head_dim / 2;
   double *frequency, gain;
   KF_NEW(frequency, F, e);
   for (int i = 0; i < f->config->layers; i++)
     if (kf_plan_rotates(f->p, i)) {
-      kf_rope_frequencies(&f->config->layer[i].attention.rope, f->all.window, frequency, &gain);
+      kf_rope_frequencies(&f->config->layer[i].attention.rope, f->tune.window, frequency, &gain);
       break;
     }
   *out = 0;
-  for (int i = 0; i < F; i++) *out += frequency[i] * (double)f->all.window >= 1;
+  for (int i = 0; i < F; i++) *out += frequency[i] * (double)f->tune.window >= 1;
   free(frequency);
   *out = *out < 1 ? 1 : *out;
   return KF_OK;
+}
+
+/* A table, by both selections: a greedy channel serves its own frequency alone, so where many are left out it is not tried. */
+static void add_table(kf_fold *f, int64_t pairs, int stride) {
+  add(f, false, pairs, stride);
+  if (stride <= 2) add(f, true, pairs, stride);
 }
 
 /* A table of every s-th frequency that reaches over the turning pairs needs turning / s of them. Tried: every s for which these
@@ -44,16 +50,16 @@ static void add_tables(kf_fold *f, int turning) {
   int nearest = (int)lround((double)turning / (double)twelfth);
   for (int s = 1; s <= 4; s++) {
     int pairs = (turning + s - 1) / s;
-    if (4 * pairs <= budget && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
+    if (4 * pairs <= budget && (s == 1 || 16 * pairs >= budget)) add_table(f, pairs, s);
   }
-  add(f, false, twelfth, nearest < 1 ? 1 : nearest);
-  if (eighth > turning) add(f, false, eighth, 1);
+  add_table(f, twelfth, nearest < 1 ? 1 : nearest);
+  if (eighth > turning) add_table(f, eighth, 1);
 }
 
 /* The strides at which the given number of pairs just does not, and does, reach over the turning ones. */
 static void add_strides(kf_fold *f, int turning, int pairs) {
-  add(f, false, pairs, turning / pairs < 1 ? 1 : turning / pairs);
-  add(f, false, pairs, (turning + pairs - 1) / pairs);
+  add_table(f, pairs, turning / pairs < 1 ? 1 : turning / pairs);
+  add_table(f, pairs, (turning + pairs - 1) / pairs);
 }
 
 /* Any frequencies: parts of the budget that measured best. */
@@ -174,8 +180,8 @@ static kf_status try_layer(kf_fold *f, int index, kf_error *e) {
   KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &m.source, e));
   KF_GO(collect(f, &m.source, &teacher, index, &m.statistics, e));
   KF_GO(kf_fold_move_statistics(f, &m.statistics, true, e));
+  KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
   if (f->candidates > 1) {
-    KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
     KF_GO(kf_rope_problem_create(&m.statistics, m.source.zk, m.source.theta, &m.problem, e));
     KF_GO(longest_pursuit(f, &m.problem, index, &m.longest, e));
     KF_GO(map_candidates(f, &m, e));
@@ -193,8 +199,8 @@ done:
 /* ---------------------------------------------------------------------------------------------- the choice */
 
 kf_status kf_fold_judge(kf_fold *f, float *const *converted, int count, kf_nearness *out, kf_error *e) {
-  return kf_nearness_judge(f->weights, f->device, f->ids + f->fit.windows * f->fit.window, f->tune.windows, f->tune.window,
-                           f->tune.x, converted, count, out, e);
+  return kf_nearness_judge(f->weights, f->device, f->tune_ids, f->tune.windows, f->tune.window, f->tune.x, converted, count, out,
+                           e);
 }
 
 static kf_status judge_candidates(kf_fold *f, kf_error *e) {
@@ -206,11 +212,10 @@ static kf_status judge_candidates(kf_fold *f, kf_error *e) {
     kf_fold_candidate *c = &f->candidate[i];
     c->nearness = nearness[i];
     if (c->nearness.kl < f->candidate[f->best].nearness.kl) f->best = i;
-    char table[48] = "stock table";
-    if (!c->stride) snprintf(table, sizeof table, "%s selection", c->greedy ? "greedy" : "fold");
-    if (c->stride > 1) snprintf(table, sizeof table, "stock table, every %d. frequency", c->stride);
-    kf_note(f->p->hooks, "%d rotated pairs, %s: KL %.4f on held-out calibration text, before refits", c->pairs, table,
-            c->nearness.kl);
+    char table[48] = "any frequencies";
+    if (c->stride) snprintf(table, sizeof table, "stock table, stride %d", c->stride);
+    kf_note(f->p->hooks, "%d rotated pairs, %s, %s selection: KL %.4f on %lld tokens held out, before refits", c->pairs, table,
+            c->greedy ? "greedy" : "fold", c->nearness.kl, (long long)(f->tune.windows * f->tune.window));
   }
   return KF_OK;
 }

@@ -110,13 +110,13 @@ static kf_status gather_normals(kf_fold *f, int index, const kf_fold_source *sou
   float *rows = memory + 2 * m * (d + wide), *own = rows + m * d, *keep = own + m * d, *gram = keep + m * d,
         *cross = gram + wide * wide;
   for (int w = 0; w < f->all.windows; w++) {
-    kf_stream one = f->all, mine = f->student.stream;
+    kf_stream one = f->all, mine = f->converted;
     one.windows = mine.windows = 1;
     one.x = f->all.x + w * m * d;
     mine.x = keep;
     KF_TRY(kf_stream_forward(f->device, f->run, teacher, index, &one, &(kf_watch){.attended = keep_window, .user = theirs}, e));
     for (int i = 0; i < t->count; i++) {
-      memcpy(keep, f->student.stream.x + w * m * d, (size_t)(m * d) * sizeof *keep);
+      memcpy(keep, f->converted.x + w * m * d, (size_t)(m * d) * sizeof *keep);
       KF_TRY(kf_stream_forward(f->device, f->run, &t->layer[i], index, &mine, &(kf_watch){.attended = keep_window, .user = ours},
                                e));
       add_normal(&t->n[i][w >= f->fit.windows], m, source->o, theirs, ours, rows, own, gram, cross);
@@ -167,7 +167,7 @@ static kf_status refit_queries(kf_fold *f, const kf_fold_source *source, const k
   KF_NEW(normed, 2 * rows * d, e);
   kf_refit_windows x = {f->all.windows, f->fit.windows, f->all.window, normed, normed + rows * d};
   kf_status s = normed_inputs(f, source, teacher, f->all.x, normed, e);
-  if (s == KF_OK) s = normed_inputs(f, source, teacher, f->student.stream.x, normed + rows * d, e);
+  if (s == KF_OK) s = normed_inputs(f, source, teacher, f->converted.x, normed + rows * d, e);
   if (s == KF_OK) s = kf_attention_probe_create(source->a, source->hidden, f->all.window, source->o, &probe, e);
   if (s == KF_OK) s = kf_query_refit(source, &probe, &x, f->threads, out, e);
   kf_attention_probe_free(&probe);
@@ -209,11 +209,11 @@ done:
 kf_status kf_fold_refit(kf_fold *f, int index, const kf_fold_source *source, const kf_layer *teacher, kf_mapped *out,
                         kf_error *e) {
   kf_layer layer;
-  kf_status s = f->refit == KF_FOLD_REFIT_NONE ? kf_stream_forward(f->device, f->run, teacher, index, &f->tune, NULL, e)
-                                               : refit(f, index, source, teacher, out, e);
-  if (s == KF_OK) s = load(f, index, teacher, out, &layer, e);
+  if (f->converted.x) KF_TRY(refit(f, index, source, teacher, out, e));
+  kf_status s = load(f, index, teacher, out, &layer, e);
   if (s == KF_OK) {
     s = kf_stream_forward(f->device, f->run, &layer, index, &f->student.stream, NULL, e);
+    if (s == KF_OK && f->converted.x) s = kf_stream_forward(f->device, f->run, &layer, index, &f->converted, NULL, e);
     kf_layer_mapped_free(&layer, teacher, f->device);
   }
   kf_student_forget(&f->student, index, f->elements); /* the lists of `out` are the caller's */

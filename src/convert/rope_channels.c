@@ -167,8 +167,8 @@ static int strongest_first(const void *a, const void *b) {
 }
 
 /* For each frequency the eigenpairs of diag(D) E[k k^H] diag(D), D_g^2 = sum over the group of energy (1 - |m|^2). */
-kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *out, kf_error *e) {
-  int G = p->kv_heads, F = p->pairs, group = p->heads / G;
+kf_status kf_channels_greedy(const kf_rope_problem *p, int count, const bool *allowed, kf_channels *out, kf_error *e) {
+  int G = p->kv_heads, F = p->pairs, group = p->heads / G, found = 0;
   KF_TRY(channels_create(p, count, out, e));
   cplx *vectors = kf_alloc((size_t)F * (size_t)G * (size_t)G, sizeof *vectors, e);
   double *lost = kf_alloc((size_t)F * (size_t)G, sizeof *lost, e), *value = kf_alloc((size_t)G, sizeof *value, e);
@@ -188,9 +188,9 @@ kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *o
       for (int b = 0; b < G; b++)
         m[a * G + b] = lost[f * G + a] * p->moment[((int64_t)a * F + f) * G * F + (int64_t)b * F + f] * lost[f * G + b];
     s = kf_eigh_complex(m, G, value, e);
-    for (int c = 0; c < G && s == KF_OK; c++) list[f * G + c] = (component){value[c], f, c};
+    for (int c = 0; c < (allowed ? allowed[f] : G) && s == KF_OK; c++) list[found++] = (component){value[c], f, c};
   }
-  if (s == KF_OK) qsort(list, (size_t)F * (size_t)G, sizeof *list, strongest_first);
+  if (s == KF_OK) qsort(list, (size_t)found, sizeof *list, strongest_first);
   for (int j = 0; j < count && s == KF_OK; j++) {
     int f = list[j].frequency;
     const cplx *y = vectors + ((int64_t)f * G + list[j].row) * G;

@@ -34,11 +34,13 @@ kf_status kf_rope_problem_create(const kf_attention_statistics *s, const double 
                                  kf_rope_problem *out, kf_error *e);
 void kf_rope_problem_free(kf_rope_problem *p);
 
+/* allowed: [F], the frequencies that may be taken, each once (a stock table's slots), at least `count` of them; NULL: any, any
+ * number of times. */
+
 /* greedy: the J strongest components of single frequencies, by the query-weighted energy that a mean rotation would lose. */
-kf_status kf_channels_greedy(const kf_rope_problem *p, int count, kf_channels *out, kf_error *e);
-/* fold: matching pursuit, in which a channel may serve several neighbouring frequencies. allowed: [F] or NULL, the
- * frequencies that may be taken, each once (a stock table's slots); NULL: any, any number of times. The first J channels of
- * a longer pursuit are the pursuit of J. */
+kf_status kf_channels_greedy(const kf_rope_problem *p, int count, const bool *allowed, kf_channels *out, kf_error *e);
+/* fold: matching pursuit, in which a channel may serve several neighbouring frequencies. The first J channels of a longer pursuit
+ * are the pursuit of J. */
 kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e);
 /* The first `count` channels of a fold, with betas fitted to all of them together (orthogonal matching pursuit). */
 kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, int count, kf_channels *out, kf_error *e);
