@@ -53,7 +53,8 @@ float *kf_mapped_add(kf_mapped *m, const char *name, int64_t rows, int64_t colum
 
 typedef struct kf_method {
   const char *name, *help;
-  const kf_key *keys; /* ends with a key without name; NULL: none */
+  const char *not_stock; /* what its result has that the graph of stock engines (export) has not; NULL: nothing */
+  const kf_key *keys;    /* ends with a key without name; NULL: none */
   /* Settings and model into ranks and dimensions; everything that can be refused before work starts. NULL: layers are
    * copied as they are. */
   kf_status (*resolve)(kf_plan *p, kf_error *e);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "convert/plan.h"
 #include "export/export.h"
 #include "model/model.h"
 
@@ -19,6 +20,19 @@ static kf_status check_source(const char *path, bool gguf, kf_error *e) {
   return s;
 }
 
+/* Options that make what the target has no graph for. */
+static kf_status check_method(const kf_convert_options *o, kf_error *e) {
+  kf_plan p;
+  kf_status s = kf_plan_options(o, &p, e);
+  if (s == KF_OK && p.method->not_stock)
+    s = kf_fail(e, KF_ERROR_USAGE,
+                "method %s leaves %s, which DeepSeek's graph does not have; use fold, transmla, care or x-ecomla, or name a "
+                "directory, which kvfold runs as it is",
+                p.method->name, p.method->not_stock);
+  kf_plan_free(&p);
+  return s;
+}
+
 kf_status kf_convert_export(const char *src, const char *out_path, const kf_convert_options *o, const kf_export_options *target,
                             kf_convert_result *converted, kf_export_result *exported, kf_error *e) {
   char between[KF_PATH], found[KF_PATH];
@@ -26,10 +40,11 @@ kf_status kf_convert_export(const char *src, const char *out_path, const kf_conv
   if (kf_exists(out_path)) return kf_fail(e, KF_ERROR_IO, "%s exists", out_path);
   if (snprintf(between, sizeof between, "%s.converted", out_path) >= (int)sizeof between)
     return kf_fail(e, KF_ERROR_IO, "%.60s...: the path is too long", out_path);
+  KF_TRY(check_method(o, e)); /* before the work, not after it */
   KF_TRY(kf_locate(src, found, e));
   bool gguf = t.format ? strcmp(t.format, "gguf") == 0 : is_gguf(out_path);
   if (!t.source && is_gguf(found) && gguf) t.source = found;
-  KF_TRY(check_source(found, gguf, e)); /* before the work, not after it */
+  KF_TRY(check_source(found, gguf, e));
   KF_TRY(kf_convert(src, between, o, converted, e));
   kf_status s = kf_export(between, out_path, &t, exported, e);
   kf_status removed = kf_remove_tree(between, s == KF_OK ? e : NULL);

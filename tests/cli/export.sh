@@ -34,6 +34,10 @@ expect 1 "$kvfold" export "$work/nothing" "$work/no"
 # What no conversion removes is said before the work.
 expect 1 "$kvfold" convert tests/fixtures/families/llama_biases "$work/biased.gguf"
 says "layer 0 has biases, which DeepSeek's graph does not have"
+expect 2 "$kvfold" convert $books "$work/no.gguf" --method mha2mla --cache 50%
+says "method mha2mla leaves a RoPE key for each head"
+expect 2 "$kvfold" convert $books "$work/no.gguf" --method kv-heads --cache 50%
+says "method kv-heads leaves grouped attention"
 expect 1 "$kvfold" export "$work/model" "$work/nowhere/no.gguf"
 expect 2 "$kvfold" export "$work/model"
 expect 2 "$kvfold" export "$work/model" "$work/no" --format onnx

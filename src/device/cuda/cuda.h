@@ -47,6 +47,10 @@ static inline kf_cuda *kf_cuda_of(kf_device *d) {
 
 /* True when the call succeeded; else the failure becomes the device's, unless it has an earlier one. */
 bool kf_cuda_ok(kf_cuda *c, cudaError_t error);
+/* Whether there is nothing to launch: no numbers, or an error before. */
+static inline bool kf_cuda_idle(const kf_device *d, int64_t numbers) {
+  return numbers < 1 || d->error.status != KF_OK;
+}
 /* At least `bytes` of the GPU's memory; NULL (and the device's error set) when there is none. */
 void *kf_cuda_scratch(kf_cuda *c, kf_cuda_slot slot, size_t bytes);
 

@@ -11,20 +11,7 @@ static inline __device__ peak larger(peak a, peak b) {
   return b.value > a.value || (b.value == a.value && b.at < a.at) ? b : a;
 }
 
-/* The largest over the threads of a block, in every one of them. */
-static __device__ peak largest(peak x) {
-  __shared__ peak part[KF_CUDA_THREADS];
-  unsigned t = threadIdx.x;
-  part[t] = x;
-  __syncthreads();
-  for (unsigned half = KF_CUDA_THREADS / 2; half > 0; half /= 2) {
-    if (t < half) part[t] = larger(part[t], part[t + half]);
-    __syncthreads();
-  }
-  x = part[0];
-  __syncthreads();
-  return x;
-}
+KF_CUDA_REDUCTION(largest, peak, larger)
 
 static __device__ peak most_of(const float *x, int64_t n) {
   peak p = {-INFINITY, 0};

@@ -45,34 +45,26 @@ static inline __device__ void kf_cuda_set(void *row, bool bf16, int64_t column, 
     ((float *)row)[column] = x;
 }
 
-/* The sum over the threads of a block of KF_CUDA_THREADS, in every one of them. */
-static inline __device__ double kf_cuda_sum(double x) {
-  __shared__ double part[KF_CUDA_THREADS];
-  unsigned t = threadIdx.x;
-  part[t] = x;
-  __syncthreads();
-  for (unsigned half = KF_CUDA_THREADS / 2; half > 0; half /= 2) {
-    if (t < half) part[t] += part[t + half];
-    __syncthreads();
+/* `name`: all threads of a block of KF_CUDA_THREADS put in a value; every one gets what `join` makes of all. */
+#define KF_CUDA_REDUCTION(name, type, join)                          \
+  static inline __device__ type name(type x) {                       \
+    __shared__ type part[KF_CUDA_THREADS];                           \
+    unsigned t = threadIdx.x;                                        \
+    part[t] = x;                                                     \
+    __syncthreads();                                                 \
+    for (unsigned half = KF_CUDA_THREADS / 2; half > 0; half /= 2) { \
+      if (t < half) part[t] = join(part[t], part[t + half]);         \
+      __syncthreads();                                               \
+    }                                                                \
+    x = part[0];                                                     \
+    __syncthreads();                                                 \
+    return x;                                                        \
   }
-  x = part[0];
-  __syncthreads();
-  return x;
-}
 
-/* The largest, likewise. */
-static inline __device__ float kf_cuda_most(float x) {
-  __shared__ float part[KF_CUDA_THREADS];
-  unsigned t = threadIdx.x;
-  part[t] = x;
-  __syncthreads();
-  for (unsigned half = KF_CUDA_THREADS / 2; half > 0; half /= 2) {
-    if (t < half) part[t] = fmaxf(part[t], part[t + half]);
-    __syncthreads();
-  }
-  x = part[0];
-  __syncthreads();
-  return x;
+static inline __device__ double kf_cuda_add(double a, double b) {
+  return a + b;
 }
+KF_CUDA_REDUCTION(kf_cuda_sum, double, kf_cuda_add)
+KF_CUDA_REDUCTION(kf_cuda_most, float, fmaxf)
 
 #endif

@@ -1,21 +1,17 @@
 /* Operations on rows of activations, caches and logits: what is left to do on the CPU before a launch. */
 #include "device/cuda/cuda.h"
 
-static bool idle(const kf_device *d, int64_t numbers) {
-  return numbers < 1 || d->error.status != KF_OK;
-}
-
 static void rmsnorm(kf_device *d, float *y, const float *x, const float *w, int64_t m, int64_t n, float eps) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_norm job = {.y = y, .x = x, .w = w, .m = m, .stride = n, .n = n, .heads = 1, .w_heads = 1, .eps = eps};
-  if (!idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_norm(c->stream, &job));
+  if (!kf_cuda_idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_norm(c->stream, &job));
 }
 
 static void head_norm(kf_device *d, float *x, int64_t m, int64_t stride, int heads, int n, const float *w, int w_heads,
                       float eps) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_norm job = {.y = x, .x = x, .w = w, .m = m, .stride = stride, .n = n, .heads = heads, .w_heads = w_heads, .eps = eps};
-  if (!idle(d, m * heads * n)) kf_cuda_ok(c, kf_cuda_launch_norm(c->stream, &job));
+  if (!kf_cuda_idle(d, m * heads * n)) kf_cuda_ok(c, kf_cuda_launch_norm(c->stream, &job));
 }
 
 static void rope(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rope_block *blocks, int block_count,
@@ -25,7 +21,7 @@ static void rope(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rop
   size_t indices = 0;
   for (int b = 0; b < block_count; b++) indices += blocks[b].index ? (size_t)blocks[b].pairs : 0;
   size_t list_bytes = (size_t)block_count * sizeof(kf_cuda_block), index_bytes = indices * sizeof(int32_t);
-  if (idle(d, m * block_count)) return;
+  if (kf_cuda_idle(d, m * block_count)) return;
   if (!kf_cuda_parcel_open(c, kf_cuda_room(list_bytes) + kf_cuda_room(index_bytes), &parcel)) return;
   kf_cuda_block *list = (kf_cuda_block *)parcel.host;
   int32_t *index = (int32_t *)(parcel.host + kf_cuda_room(list_bytes));
@@ -52,7 +48,7 @@ static void rope(kf_device *d, float *x, int64_t m, int64_t stride, const kf_rop
 /* Sends the list of pages. */
 static bool make_slice(kf_cuda *c, const kf_rows *rows, int64_t at, int64_t m, int64_t column, int64_t n, kf_cuda_slice *out) {
   kf_cuda_parcel parcel;
-  if (idle(&c->device, m * n)) return false;
+  if (kf_cuda_idle(&c->device, m * n)) return false;
   int64_t first = at / rows->page_tokens;
   size_t bytes = (size_t)((at + m - 1) / rows->page_tokens - first + 1) * sizeof *rows->pages;
   if (!kf_cuda_parcel_open(c, kf_cuda_room(bytes), &parcel)) return false;
@@ -91,25 +87,25 @@ static void cross_entropy(kf_device *d, const float *logits, const int32_t *targ
                           int32_t *best) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_loss job = {.logits = logits, .target = target, .m = m, .v = v, .nll = nll, .best = best};
-  if (!idle(d, m * v)) kf_cuda_ok(c, kf_cuda_launch_cross_entropy(c->stream, &job));
+  if (!kf_cuda_idle(d, m * v)) kf_cuda_ok(c, kf_cuda_launch_cross_entropy(c->stream, &job));
 }
 
 static void divergence(kf_device *d, const float *reference, const float *logits, int64_t m, int64_t v, double *kl,
                        double *difference) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_loss job = {.reference = reference, .logits = logits, .m = m, .v = v, .kl = kl, .difference = difference};
-  if (!idle(d, m * v)) kf_cuda_ok(c, kf_cuda_launch_divergence(c->stream, &job));
+  if (!kf_cuda_idle(d, m * v)) kf_cuda_ok(c, kf_cuda_launch_divergence(c->stream, &job));
 }
 
 static void copy(kf_device *d, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t m, int64_t n, bool add) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_copy job = {y, x, y_stride, x_stride, m, n, add};
-  if (!idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_copy(c->stream, &job));
+  if (!kf_cuda_idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_copy(c->stream, &job));
 }
 
 static void zero(kf_device *d, float *x, int64_t n) {
   kf_cuda *c = kf_cuda_of(d);
-  if (!idle(d, n)) kf_cuda_ok(c, cudaMemsetAsync(x, 0, (size_t)n * sizeof *x, c->stream));
+  if (!kf_cuda_idle(d, n)) kf_cuda_ok(c, cudaMemsetAsync(x, 0, (size_t)n * sizeof *x, c->stream));
 }
 
 void kf_cuda_rows_table(kf_device *d) {

@@ -2,16 +2,12 @@
  * are cuBLAS's: scores of a chunk of queries at a time stand in the GPU's memory, which so is linear in the context. */
 #include "device/cuda/cuda.h"
 
-static bool idle(const kf_device *d, int64_t numbers) {
-  return numbers < 1 || d->error.status != KF_OK;
-}
-
 /* ------------------------------------------------------------------------------------------------ products */
 
 static void round_to(kf_device *d, void *to, const float *from, int64_t n) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_round job = {to, from, n};
-  if (idle(d, n)) return;
+  if (kf_cuda_idle(d, n)) return;
   kf_cuda_ok(c, d->compute == KF_BF16 ? kf_cuda_launch_round(c->stream, &job)
                                       : cudaMemcpyAsync(to, from, (size_t)n * sizeof *from, cudaMemcpyDefault, c->stream));
 }
@@ -29,7 +25,7 @@ static void sum_rows(kf_cuda *c, float *sum, const float *x, int64_t m, int64_t 
 static void matrix_backward(kf_device *d, float *dx, float *dw, float *dbias, const float *dy, const float *x, const kf_matrix *w,
                             int64_t m, bool add) {
   kf_cuda *c = kf_cuda_of(d);
-  if (idle(d, m)) return;
+  if (kf_cuda_idle(d, m)) return;
   if (dbias) sum_rows(c, dbias, dy, m, w->n);
   const void *out = dx || dw ? kf_cuda_input(c, KF_CUDA_GRADIENT, dy, m * w->n) : NULL;
   const void *in = dw && out ? kf_cuda_input(c, KF_CUDA_INPUT, x, m * w->k) : NULL;
@@ -47,7 +43,7 @@ static void matrix_backward(kf_device *d, float *dx, float *dw, float *dbias, co
 /* ------------------------------------------------------------------------------------------------ rows */
 
 static void norm_backward(kf_cuda *c, kf_cuda_norm_backward *job) {
-  if (idle(&c->device, job->m * job->heads * job->n)) return;
+  if (kf_cuda_idle(&c->device, job->m * job->heads * job->n)) return;
   job->work = kf_cuda_scratch(c, KF_CUDA_WORK, (size_t)kf_cuda_norm_work(job) * sizeof *job->work);
   if (job->work) kf_cuda_ok(c, kf_cuda_launch_norm_backward(c->stream, job));
 }
@@ -92,25 +88,25 @@ static void head_norm_backward(kf_device *d, float *dx, int64_t dx_stride, float
 static void swiglu_forward(kf_device *d, float *y, const float *gate_up, int64_t m, int64_t f) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_swiglu job = {.y = y, .gate_up = gate_up, .m = m, .f = f};
-  if (!idle(d, m * f)) kf_cuda_ok(c, kf_cuda_launch_swiglu(c->stream, &job));
+  if (!kf_cuda_idle(d, m * f)) kf_cuda_ok(c, kf_cuda_launch_swiglu(c->stream, &job));
 }
 
 static void swiglu_backward(kf_device *d, float *d_gate_up, const float *dy, const float *gate_up, int64_t m, int64_t f) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_swiglu_backward job = {d_gate_up, dy, gate_up, m, f};
-  if (!idle(d, m * f)) kf_cuda_ok(c, kf_cuda_launch_swiglu_backward(c->stream, &job));
+  if (!kf_cuda_idle(d, m * f)) kf_cuda_ok(c, kf_cuda_launch_swiglu_backward(c->stream, &job));
 }
 
 static void gather(kf_device *d, float *y, const float *table, const int32_t *ids, int64_t m, int64_t n) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_embedding job = {y, (float *)(uintptr_t)table, ids, m, n};
-  if (!idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_gather(c->stream, &job));
+  if (!kf_cuda_idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_gather(c->stream, &job));
 }
 
 static void scatter_add(kf_device *d, float *d_table, const float *dy, const int32_t *ids, int64_t m, int64_t n) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_embedding job = {(float *)(uintptr_t)dy, d_table, ids, m, n};
-  if (!idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_scatter_add(c->stream, &job));
+  if (!kf_cuda_idle(d, m * n)) kf_cuda_ok(c, kf_cuda_launch_scatter_add(c->stream, &job));
 }
 
 /* ------------------------------------------------------------------------------------------------ attention */
@@ -204,7 +200,7 @@ static void attend(kf_cuda *c, const kf_attention_shape *s, const kf_attention_p
   if (back) k.scores.gradient = kf_cuda_scratch(c, KF_CUDA_SCORE_GRADIENT, (size_t)(most * row) * sizeof(float));
   if (back) clear(c, a->dk, a->k_stride, a->m, (int64_t)s->kv_heads * s->d_qk);
   if (back) clear(c, a->dv, a->v_stride, a->m, (int64_t)s->kv_heads * s->d_v);
-  for (int64_t first = 0; first < a->m && !idle(&c->device, 1); first += most) {
+  for (int64_t first = 0; first < a->m && !kf_cuda_idle(&c->device, 1); first += most) {
     k.scores.first = first;
     k.scores.queries = a->m - first < most ? a->m - first : most;
     k.scores.from = s->window > 0 && first >= s->window ? first - s->window + 1 : 0;
@@ -218,12 +214,12 @@ static void attend(kf_cuda *c, const kf_attention_shape *s, const kf_attention_p
 
 static void attention_forward(kf_device *d, const kf_attention_shape *shape, const kf_attention_pass *sequences, int count) {
   for (int i = 0; i < count; i++)
-    if (!idle(d, sequences[i].m)) attend(kf_cuda_of(d), shape, &sequences[i], false);
+    if (!kf_cuda_idle(d, sequences[i].m)) attend(kf_cuda_of(d), shape, &sequences[i], false);
 }
 
 static void attention_backward(kf_device *d, const kf_attention_shape *shape, const kf_attention_pass *sequences, int count) {
   for (int i = 0; i < count; i++)
-    if (!idle(d, sequences[i].m)) attend(kf_cuda_of(d), shape, &sequences[i], true);
+    if (!kf_cuda_idle(d, sequences[i].m)) attend(kf_cuda_of(d), shape, &sequences[i], true);
 }
 
 /* ------------------------------------------------------------------------------------------------ loss and optimiser */
@@ -232,20 +228,20 @@ static void softmax_loss(kf_device *d, const kf_softmax_loss *l, float *logits, 
                          const float *weight, int64_t m, int64_t v, double *nll, double *divergence) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_softmax_loss job = {*l, logits, teacher, weight, target, m, v, nll, divergence};
-  if (!idle(d, m * v)) kf_cuda_ok(c, kf_cuda_launch_softmax_loss(c->stream, &job));
+  if (!kf_cuda_idle(d, m * v)) kf_cuda_ok(c, kf_cuda_launch_softmax_loss(c->stream, &job));
 }
 
 static void adamw(kf_device *d, const kf_adamw *o, float *w, float *first, float *second, const float *gradient, int64_t n) {
   kf_cuda *c = kf_cuda_of(d);
   kf_cuda_adamw job = {*o, w, first, second, gradient, n};
-  if (!idle(d, n)) kf_cuda_ok(c, kf_cuda_launch_adamw(c->stream, &job));
+  if (!kf_cuda_idle(d, n)) kf_cuda_ok(c, kf_cuda_launch_adamw(c->stream, &job));
 }
 
 static double sum_squares(kf_device *d, const float *x, int64_t n) {
   kf_cuda *c = kf_cuda_of(d);
   double part[KF_CUDA_PARTS], sum = 0;
   int parts = kf_cuda_squares_parts(n);
-  if (idle(d, n)) return 0;
+  if (kf_cuda_idle(d, n)) return 0;
   kf_cuda_squares job = {kf_cuda_scratch(c, KF_CUDA_WORK, sizeof part), x, n};
   if (!job.part || !kf_cuda_ok(c, kf_cuda_launch_squares(c->stream, &job))) return 0;
   if (!kf_cuda_ok(c, cudaMemcpyAsync(part, job.part, (size_t)parts * sizeof *part, cudaMemcpyDefault, c->stream))) return 0;
