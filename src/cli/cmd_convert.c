@@ -194,10 +194,12 @@ const cli_command cli_convert = {
         "  rope_pairs=N      rotated pairs, shared by all heads; default: the best of several parts of the budget\n"
         "  rope_table=stock|any   stock (default): one table of frequencies for all layers, which other engines can run;\n"
         "                    any: each layer chooses freely\n"
-        "  selection=auto|fold|greedy   how pairs are chosen with rope_table=any; default auto: the better of both\n"
+        "  selection=auto|fold|greedy   what a pair rotates: fold, a mix of neighbouring frequencies; greedy, its own\n"
+        "                    frequency alone, which far tokens need; default auto: the better of both\n"
         "  refit=all|output|none   fit queries and output projection (default), the latter alone, or neither, to the\n"
         "                    source, with the converted layers before them in place\n"
-        "  window=N          tokens of a calibration window; default 512",
+        "  window=N          tokens of a window that is fitted to; default 512\n"
+        "  judge_window=N    tokens of the held-out contexts that choices are made on; default 2048",
     .keys = "path, method                     strings\n"
             "source_cache_elements_per_token, cache_elements_per_token   summed over layers\n"
             "source_parameters, parameters\n"
