@@ -18,7 +18,7 @@ enum {
 };                                                   /* keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY }; /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
-enum { KF_FOLD_CANDIDATES = 8 };
+enum { KF_FOLD_CANDIDATES = 6 };
 
 typedef struct kf_fold_candidate {
   bool greedy;

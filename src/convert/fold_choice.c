@@ -36,30 +36,27 @@ static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
   return KF_OK;
 }
 
-/* A table, by both selections: a greedy channel serves its own frequency alone, so where many are left out it is not tried. */
-static void add_table(kf_fold *f, int64_t pairs, int stride) {
-  add(f, false, pairs, stride);
-  if (stride <= 2) add(f, true, pairs, stride);
-}
-
 /* A table of every s-th frequency that reaches over the turning pairs needs turning / s of them. Tried: every s for which these
  * are from a sixteenth to a quarter of the budget; a twelfth of the budget, at the stride that comes nearest; and an eighth,
- * where that is more than all that turn. */
+ * where that is more than all that turn. A greedy channel serves its own frequency alone: tried with all that turn, or the
+ * fastest, a quarter of the budget. */
 static void add_tables(kf_fold *f, int turning) {
   int64_t budget = f->elements, twelfth = budget / 12 < 1 ? 1 : budget / 12, eighth = budget / 8;
   int nearest = (int)lround((double)turning / (double)twelfth);
   for (int s = 1; s <= 4; s++) {
     int pairs = (turning + s - 1) / s;
-    if (4 * pairs <= budget && (s == 1 || 16 * pairs >= budget)) add_table(f, pairs, s);
+    if (4 * pairs <= budget && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
   }
-  add_table(f, twelfth, nearest < 1 ? 1 : nearest);
-  if (eighth > turning) add_table(f, eighth, 1);
+  add(f, false, twelfth, nearest < 1 ? 1 : nearest);
+  if (eighth > turning) add(f, false, eighth, 1);
+  add(f, true, 4 * turning <= budget ? turning : budget / 4, 1);
 }
 
-/* The strides at which the given number of pairs just does not, and does, reach over the turning ones. */
+/* The strides at which the given number of pairs just does not, and does, reach over the turning ones; greedy: the fastest. */
 static void add_strides(kf_fold *f, int turning, int pairs) {
-  add_table(f, pairs, turning / pairs < 1 ? 1 : turning / pairs);
-  add_table(f, pairs, (turning + pairs - 1) / pairs);
+  add(f, false, pairs, turning / pairs < 1 ? 1 : turning / pairs);
+  add(f, false, pairs, (turning + pairs - 1) / pairs);
+  add(f, true, pairs, 1);
 }
 
 /* Any frequencies: parts of the budget that measured best. */

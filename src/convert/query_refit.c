@@ -8,8 +8,7 @@
 
 enum { STEPS = 8, BLOCK = 128 /* queries whose scores are formed together */ };
 static const double input_ridge = 1e-3, key_ridge = 1e-3; /* of the preconditioner, of the mean of a diagonal */
-static const double enough = 1.0 / 32; /* a step that adds less to what was gained on the held-out windows is the last */
-static const double f32_noise = 1e-5;  /* of sums of products, which a difference of two is left with */
+static const double f32_noise = 1e-5;                     /* of sums of products, which a difference of two is left with */
 
 typedef struct layer_data {
   const kf_fold_source *source;
@@ -247,7 +246,7 @@ static kf_status solve(head_data *h, float *scratch, kf_error *e) {
   precondition(h, h->residual, h->conditioned);
   memcpy(h->direction, h->conditioned, (size_t)size * sizeof *h->direction);
   memcpy(h->best, h->theta, (size_t)size * sizeof *h->best);
-  double along = dot(h->residual, h->conditioned, size), start = held_out(h), least = start;
+  double along = dot(h->residual, h->conditioned, size), least = held_out(h);
   for (int step = 0; step < STEPS && along > 0; step++) {
     apply(h, h->direction, scratch, h->through);
     double curvature = dot(h->direction, h->through, size), length = along / curvature;
@@ -260,10 +259,8 @@ static kf_status solve(head_data *h, float *scratch, kf_error *e) {
     double now = held_out(h);
     if (!isfinite(now)) return kf_fail(e, KF_ERROR_INPUT, "head %d: its scores are not finite", h->head);
     if (!(now < least)) break;
-    bool last = least - now < enough * (start - now);
     least = now;
     memcpy(h->best, h->theta, (size_t)size * sizeof *h->best);
-    if (last) break;
     precondition(h, h->residual, h->conditioned);
     double next = dot(h->residual, h->conditioned, size);
     for (int64_t i = 0; i < size; i++) h->direction[i] = h->conditioned[i] + next / along * h->direction[i];
