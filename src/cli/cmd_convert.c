@@ -199,7 +199,7 @@ const cli_command cli_convert = {
         "  refit=all|output|none   fit queries and output projection (default), the latter alone, or neither, to the\n"
         "                    source, with the converted layers before them in place\n"
         "  window=N          tokens of a window that is fitted to; default 512\n"
-        "  judge_window=N    tokens of the held-out contexts that choices are made on; default 2048",
+        "  context=N         tokens of the longest context that will be served; default: the source's",
     .keys = "path, method                     strings\n"
             "source_cache_elements_per_token, cache_elements_per_token   summed over layers\n"
             "source_parameters, parameters\n"

@@ -18,7 +18,7 @@ const kf_key kf_fold_keys[] = {
     [KF_FOLD_ROPE_TABLE] = {"rope_table", KF_TAKES_CHOICE, tables, 0, 0, "stock"},
     [KF_FOLD_REFIT] = {"refit", KF_TAKES_CHOICE, refits, 0, 0, "all"},
     [KF_FOLD_WINDOW_KEY] = {"window", KF_TAKES_INTEGER, NULL, 16, 1 << 20, "512"},
-    [KF_FOLD_JUDGE_WINDOW] = {"judge_window", KF_TAKES_INTEGER, NULL, 16, 1 << 20, "2048"},
+    [KF_FOLD_CONTEXT] = {"context", KF_TAKES_INTEGER, NULL, 16, 1 << 30, NULL},
     {NULL, 0, NULL, 0, 0, NULL},
 };
 
@@ -58,6 +58,12 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool w
 
 /* ---------------------------------------------------------------------------------------------- layers */
 
+kf_status kf_fold_problem(const kf_fold *f, const kf_fold_source *source, const kf_attention_statistics *s, kf_rope_problem *out,
+                          kf_error *e) {
+  int64_t slides = source->a->window;
+  return kf_rope_problem_create(s, source->zk, source->theta, slides && slides < f->context ? slides : f->context, out, e);
+}
+
 kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c,
                            const kf_channels *longest, kf_channels *out, kf_error *e) {
   int pairs = kf_fold_pairs(f, layer, c->pairs);
@@ -86,7 +92,7 @@ static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
   KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &source, e));
   KF_GO(kf_attention_statistics_create(source.a, f->config->hidden, f->fit.window, &statistics, e));
   KF_GO(kf_fold_move_statistics(f, &statistics, false, e));
-  KF_GO(kf_rope_problem_create(&statistics, source.zk, source.theta, &problem, e));
+  KF_GO(kf_fold_problem(f, &source, &statistics, &problem, e));
   KF_GO(kf_fold_channels(f, &problem, index, c, NULL, &channels, e));
   KF_GO(kf_fold_layer_map(&source, &statistics, &problem, &channels, f->elements, out, e));
   KF_GO(kf_layer_load(f->weights, index, f->device, &teacher, e));
@@ -114,10 +120,10 @@ kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out
 
 /* ---------------------------------------------------------------------------------------------- beginning and end */
 
-/* The windows that are fitted on, with those held out behind them, and what is held out again, in windows to choose by. */
+/* The windows that are fitted on, with those held out behind them, and what is held out again, in windows to choose by: equal
+ * parts of it, as few as the context allows. */
 static kf_status cut_text(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
-  const kf_value *v = f->p->value;
-  int64_t context = f->config->context, window = v[KF_FOLD_WINDOW_KEY].integer, judged = v[KF_FOLD_JUDGE_WINDOW].integer;
+  int64_t context = f->config->context, window = f->p->value[KF_FOLD_WINDOW_KEY].integer;
   int32_t *ids = NULL;
   f->all.config = f->tune.config = f->config;
   f->all.window = context < window ? context : window;
@@ -129,8 +135,7 @@ static kf_status cut_text(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
   int64_t bos = corpus->bos >= 0, fitted = f->fit.windows * (f->fit.window - bos),
           rest = (int64_t)corpus->ids.count - fitted + bos;
   kf_corpus held_out = {{corpus->ids.data + fitted, (size_t)(rest - bos)}, corpus->bos, corpus->name};
-  judged = judged < context ? judged : context;
-  f->tune.window = judged < rest ? judged : rest;
+  f->tune.window = rest / ((rest + f->context - 1) / f->context);
   return kf_corpus_windows(&held_out, f->weights, f->tune.window, 1, &f->tune_ids, &f->tune.x, &f->tune.windows, e);
 }
 
@@ -164,6 +169,9 @@ kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *sc
   f->config = p->source;
   f->weights = p->weights;
   f->elements = kf_plan_budget(p, 0);
+  f->context = p->value[KF_FOLD_CONTEXT].given && p->value[KF_FOLD_CONTEXT].integer < f->config->context
+                   ? p->value[KF_FOLD_CONTEXT].integer
+                   : f->config->context;
   f->stock = p->value[KF_FOLD_ROPE_TABLE].choice == 1;
   f->refit = p->value[KF_FOLD_REFIT].choice;
   snprintf(f->scratch, sizeof f->scratch, "%s", scratch);

@@ -14,7 +14,7 @@ enum {
   KF_FOLD_ROPE_TABLE,
   KF_FOLD_REFIT,
   KF_FOLD_WINDOW_KEY,
-  KF_FOLD_JUDGE_WINDOW
+  KF_FOLD_CONTEXT
 };                                                   /* keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY }; /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
@@ -35,6 +35,7 @@ typedef struct kf_fold {
   kf_run *run;
   int threads;
   int64_t elements;    /* numbers a token and layer */
+  int64_t context;     /* tokens of the longest context that will be served */
   bool stock;          /* all layers rotate by the same table of frequencies 0, stride, 2 stride, ... of the source's */
   int refit, refitted; /* what is asked for; layers whose refitted queries were kept */
   kf_stream all, fit;  /* the source's hidden states: all windows, the first of which are fitted on */
@@ -52,6 +53,8 @@ typedef struct kf_fold {
 
 /* Rotated pairs of a layer: none where the source does not rotate. */
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs);
+kf_status kf_fold_problem(const kf_fold *f, const kf_fold_source *source, const kf_attention_statistics *s, kf_rope_problem *out,
+                          kf_error *e);
 /* longest: a pursuit of at least as many pairs, of which it is a part; or NULL. */
 kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c,
                            const kf_channels *longest, kf_channels *out, kf_error *e);

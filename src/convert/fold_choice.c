@@ -19,37 +19,35 @@ static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
   f->candidate[f->candidates++] = c;
 }
 
-/* Pairs that turn by a radian or more within a window chosen by: what hardly turns can do without a rotation. At least 1. */
+/* Pairs that turn by half a turn or more within a context: the slower ones can do without a rotation. At least 1. */
 static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
   int F = f->config->head_dim / 2;
   double *frequency, gain;
   KF_NEW(frequency, F, e);
   for (int i = 0; i < f->config->layers; i++)
     if (kf_plan_rotates(f->p, i)) {
-      kf_rope_frequencies(&f->config->layer[i].attention.rope, f->tune.window, frequency, &gain);
+      kf_rope_frequencies(&f->config->layer[i].attention.rope, f->context, frequency, &gain);
       break;
     }
   *out = 0;
-  for (int i = 0; i < F; i++) *out += frequency[i] * (double)f->tune.window >= 1;
+  for (int i = 0; i < F; i++) *out += frequency[i] * (double)f->context >= M_PI;
   free(frequency);
   *out = *out < 1 ? 1 : *out;
   return KF_OK;
 }
 
-/* A table of every s-th frequency that reaches over the turning pairs needs turning / s of them. Tried: every s for which these
- * are from a sixteenth to a quarter of the budget; a twelfth of the budget, at the stride that comes nearest; and an eighth,
- * where that is more than all that turn. A greedy channel serves its own frequency alone: tried with all that turn, or the
- * fastest, a quarter of the budget. */
+/* A table of J pairs reaches over the turning ones at stride turning / J. Tried: the numbers of pairs that strides 1, 2, 3, ...
+ * need, from a sixteenth of the budget (at stride 1: or fewer) to a quarter; and an eighth, where that is more. A greedy channel
+ * serves its own frequency alone: tried with all that turn, or the fastest, a quarter of the budget. */
 static void add_tables(kf_fold *f, int turning) {
-  int64_t budget = f->elements, twelfth = budget / 12 < 1 ? 1 : budget / 12, eighth = budget / 8;
-  int nearest = (int)lround((double)turning / (double)twelfth);
-  for (int s = 1; s <= 4; s++) {
-    int pairs = (turning + s - 1) / s;
-    if (4 * pairs <= budget && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
-  }
-  add(f, false, twelfth, nearest < 1 ? 1 : nearest);
-  if (eighth > turning) add(f, false, eighth, 1);
+  int64_t budget = f->elements, eighth = budget / 8;
   add(f, true, 4 * turning <= budget ? turning : budget / 4, 1);
+  if (eighth > turning) add(f, false, eighth, 1);
+  for (int s = 1, before = 0; s <= turning; s++) {
+    int pairs = (turning + s - 1) / s;
+    if (pairs != before && (4 * pairs <= budget || pairs == 1) && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
+    before = pairs;
+  }
 }
 
 /* The strides at which the given number of pairs just does not, and does, reach over the turning ones; greedy: the fastest. */
@@ -179,7 +177,7 @@ static kf_status try_layer(kf_fold *f, int index, kf_error *e) {
   KF_GO(kf_fold_move_statistics(f, &m.statistics, true, e));
   KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
   if (f->candidates > 1) {
-    KF_GO(kf_rope_problem_create(&m.statistics, m.source.zk, m.source.theta, &m.problem, e));
+    KF_GO(kf_fold_problem(f, &m.source, &m.statistics, &m.problem, e));
     KF_GO(longest_pursuit(f, &m.problem, index, &m.longest, e));
     KF_GO(map_candidates(f, &m, e));
     for (int i = 0; i < f->candidates; i++) KF_GO(run_candidate(f, &f->candidate[i], index, &teacher, e));

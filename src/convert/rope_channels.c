@@ -55,27 +55,31 @@ static void energies(const kf_attention_statistics *s, kf_rope_problem *p) {
     }
 }
 
-/* distance: [window] weights that sum to 1. mean: [F] */
-static void mean_rotation(const kf_rope_problem *p, const double *theta, const double *distance, cplx *mean) {
-  for (int f = 0; f < p->pairs; f++) {
-    cplx sum = 0;
-    for (int64_t t = 0; t < p->window; t++) sum += distance[t] * CMPLX(cos(theta[f] * (double)t), -sin(theta[f] * (double)t));
-    mean[f] = sum;
-  }
+/* E e^{-i angle D} of D evenly over [0, length) */
+static cplx even_rotation(double angle, int64_t length) {
+  cplx step = CMPLX(cos(angle), -sin(angle));
+  double whole = angle * (double)length;
+  return cabs(1 - step) < 1e-12 ? 1 : (1 - CMPLX(cos(whole), -sin(whole))) / ((1 - step) * (double)length);
 }
 
-/* [F, F] E[(e_f - m_f) conj(e_f' - m_f')] over distances with these weights. */
-static void centred_gram(const kf_rope_problem *p, const double *theta, const double *distance, const cplx *mean, cplx *gram) {
+/* E e^{-i angle D} over a head's distances as calibration text has them, `distance` [window] with sum 1, and a part that lies
+ * evenly over contexts of every octave from the window to the reach: without it coefficients grow that cancel near and go wild
+ * where no weight is, and one far token with a wild score takes all attention. */
+static cplx rotation(const kf_rope_problem *p, const double *distance, double angle) {
+  static const double far = 0.02;
+  cplx near = 0, even = 0;
+  int octaves = 0;
+  for (int64_t t = 0; t < p->window; t++) near += distance[t] * CMPLX(cos(angle * (double)t), -sin(angle * (double)t));
+  for (int64_t length = p->reach; length >= p->window || !octaves; length /= 2, octaves++) even += even_rotation(angle, length);
+  return (1 - far) * near + far / octaves * even;
+}
+
+/* mean: [F] E e_f; gram: [F, F] E[(e_f - m_f) conj(e_f' - m_f')], e_f = e^{-i theta_f D} */
+static void moments(const kf_rope_problem *p, const double *theta, const double *distance, cplx *mean, cplx *gram) {
   int F = p->pairs;
+  for (int f = 0; f < F; f++) mean[f] = rotation(p, distance, theta[f]);
   for (int f = 0; f < F; f++)
-    for (int i = 0; i < F; i++) {
-      cplx sum = 0;
-      for (int64_t t = 0; t < p->window; t++) {
-        double angle = (theta[f] - theta[i]) * (double)t;
-        sum += distance[t] * CMPLX(cos(angle), -sin(angle));
-      }
-      gram[f * F + i] = sum - mean[f] * conj(mean[i]);
-    }
+    for (int i = 0; i < F; i++) gram[f * F + i] = rotation(p, distance, theta[f] - theta[i]) - mean[f] * conj(mean[i]);
 }
 
 static kf_status rotations(const kf_attention_statistics *s, const double *theta, kf_rope_problem *p, kf_error *e) {
@@ -87,8 +91,7 @@ static kf_status rotations(const kf_attention_statistics *s, const double *theta
     double sum = 0, *mine = own + h * p->window;
     for (int64_t t = 0; t < p->window; t++) sum += s->distance[h * s->window + t];
     for (int64_t t = 0; t < p->window; t++) mine[t] = sum > 0 ? s->distance[h * s->window + t] / sum : t == 0;
-    mean_rotation(p, theta, mine, p->mean + h * F);
-    centred_gram(p, theta, mine, p->mean + h * F, p->head_gram + h * F * F);
+    moments(p, theta, mine, p->mean + h * F, p->head_gram + h * F * F);
   }
   for (int h = 0; h < p->heads; h++) {
     double energy = 0, total = 0;
@@ -106,10 +109,15 @@ static kf_status rotations(const kf_attention_statistics *s, const double *theta
   return KF_OK;
 }
 
-kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *zk, const double *theta, kf_rope_problem *out,
-                                 kf_error *e) {
-  *out = (kf_rope_problem){
-      .heads = s->heads, .kv_heads = s->kv_heads, .pairs = s->d_qk / 2, .hidden = s->inputs, .window = s->window, .zk = zk};
+kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *zk, const double *theta, int64_t reach,
+                                 kf_rope_problem *out, kf_error *e) {
+  *out = (kf_rope_problem){.heads = s->heads,
+                           .kv_heads = s->kv_heads,
+                           .pairs = s->d_qk / 2,
+                           .hidden = s->inputs,
+                           .window = s->window,
+                           .reach = reach,
+                           .zk = zk};
   int64_t F = out->pairs, n = s->kv_heads * F;
   out->mean = kf_alloc((size_t)(s->heads * F), sizeof *out->mean, e);
   out->query_energy = kf_alloc((size_t)(s->heads * F), sizeof *out->query_energy, e);

@@ -11,7 +11,7 @@
 
 typedef struct kf_rope_problem {
   int heads, kv_heads, pairs, hidden; /* H, G, F, d */
-  int64_t window;
+  int64_t window, reach; /* distances seen, and distances that the converted model will meet */
   const double complex *zk; /* [G F, d] */
   double complex *mean;     /* [H, F] m_hf = E e^{-i theta_f D} over the head's distances */
   double *query_energy;     /* [H, F] */
@@ -29,8 +29,8 @@ typedef struct kf_channels {
   double complex *t;    /* [J, G F] p_j = t_j . z of a fold, from which betas are refitted; NULL: greedy */
 } kf_channels;
 
-/* statistics: of at least one window. zk [G F, d] and theta [F] are borrowed. */
-kf_status kf_rope_problem_create(const kf_attention_statistics *s, const double complex *zk, const double *theta,
+/* statistics: of at least one window. zk [G F, d] and theta [F] are borrowed. reach >= 1: tokens of the longest context served. */
+kf_status kf_rope_problem_create(const kf_attention_statistics *s, const double complex *zk, const double *theta, int64_t reach,
                                  kf_rope_problem *out, kf_error *e);
 void kf_rope_problem_free(kf_rope_problem *p);
 
