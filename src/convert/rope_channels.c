@@ -413,20 +413,19 @@ kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allo
 
 /* ---------------------------------------------------------------------------------------------- betas */
 
-/* Solves the Hermitian positive system a x = b in place (Gauss with pivots on the diagonal; a is small). */
-static void solve(int n, cplx *a, cplx *b) {
-  for (int k = 0; k < n; k++) {
-    cplx pivot = a[k * n + k];
-    for (int i = k + 1; i < n; i++) {
-      cplx factor = a[i * n + k] / pivot;
-      for (int c = k; c < n; c++) a[i * n + c] -= factor * a[k * n + c];
-      b[i] -= factor * b[k];
+/* Solves the Hermitian positive system a x = b in place, b [n, m] (Gauss with pivots on the diagonal; a is small). */
+static void solve(int64_t n, int64_t m, cplx *a, cplx *b) {
+  for (int64_t k = 0; k < n; k++)
+    for (int64_t i = k + 1; i < n; i++) {
+      cplx factor = a[i * n + k] / a[k * n + k];
+      for (int64_t c = k; c < n; c++) a[i * n + c] -= factor * a[k * n + c];
+      for (int64_t c = 0; c < m; c++) b[i * m + c] -= factor * b[k * m + c];
     }
-  }
-  for (int k = n - 1; k >= 0; k--) {
-    for (int c = k + 1; c < n; c++) b[k] -= a[k * n + c] * b[c];
-    b[k] /= a[k * n + k];
-  }
+  for (int64_t k = n - 1; k >= 0; k--)
+    for (int64_t c = 0; c < m; c++) {
+      for (int64_t i = k + 1; i < n; i++) b[k * m + c] -= a[k * n + i] * b[i * m + c];
+      b[k * m + c] /= a[k * n + k];
+    }
 }
 
 /* The normal equations over rotations and calibration keys: with P = E[p p^H] and Gram of the rotations of KV head g,
@@ -442,28 +441,72 @@ static void fit_pair(const kf_rope_problem *p, const kf_channels *c, const cplx 
     a[i * J + i] += ridge * creal(P[i * J + i]) + 1e-30;
     b[i] = gram[row % F * F + c->frequency[i]] * cross[row * J + i];
   }
-  solve(J, a, b);
+  solve(J, 1, a, b);
+}
+
+/* The moments that betas are fitted by: cross [G F, J] E[z conj(p)], P [J, J] E[p p^H]. */
+static void channel_moments(const kf_rope_problem *p, const kf_channels *c, cplx *cross, cplx *P) {
+  int64_t n = (int64_t)p->kv_heads * p->pairs, J = c->count;
+  product(n, J, n, p->moment, c->t, cross);
+  for (int64_t i = 0; i < J; i++)
+    for (int64_t j = 0; j < J; j++) {
+      P[i * J + j] = 0;
+      for (int64_t r = 0; r < n; r++) P[i * J + j] += c->t[i * n + r] * cross[r * J + j];
+    }
+}
+
+/* Each query head's betas, fitted to all channels together. a [J, J], b [J]: room. */
+static void fit_betas(const kf_rope_problem *p, const cplx *cross, const cplx *P, cplx *a, cplx *b, kf_channels *c) {
+  int F = p->pairs, group = p->heads / p->kv_heads;
+  for (int64_t row = 0; row < p->heads * F; row++) {
+    int64_t h = row / F, r = h / group * F + row % F;
+    fit_pair(p, c, P, cross, r, p->head_gram + h * F * F, a, b);
+    memcpy(c->beta + row * c->count, b, (size_t)c->count * sizeof *b);
+  }
+}
+
+/* The channels that serve these betas best. With the betas fixed the loss is quadratic in t, and E[z z^H] stands on both sides:
+ * sum_j A_ij t_j = B_i, A_ij = sum_hf q_hf conj(beta_hfi) beta_hfj gram_h[th_j, th_i], B_i,gf = sum_h q_hf conj(beta_hfi) gram_h[f, th_i]. */
+static void move_channels(const kf_rope_problem *p, cplx *a, kf_channels *c) {
+  int F = p->pairs, J = c->count, group = p->heads / p->kv_heads;
+  int64_t n = (int64_t)p->kv_heads * F;
+  memset(a, 0, (size_t)(J * J) * sizeof *a);
+  memset(c->t, 0, (size_t)(J * n) * sizeof *c->t);
+  for (int64_t row = 0; row < p->heads * F; row++) {
+    int64_t h = row / F, f = row % F;
+    const cplx *beta = c->beta + row * J, *gram = p->head_gram + h * F * F;
+    double energy = p->query_energy[row];
+    for (int i = 0; i < J; i++) {
+      int at = c->frequency[i];
+      cplx own = energy * conj(beta[i]);
+      c->t[i * n + h / group * F + f] += own * gram[f * F + at];
+      for (int j = 0; j < J; j++) a[i * J + j] += own * beta[j] * gram[c->frequency[j] * F + at];
+    }
+  }
+  for (int i = 0; i < J; i++) a[i * J + i] = a[i * J + i] * (1 + 1e-6) + 1e-30;
+  solve(J, n, a, c->t);
 }
 
 kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, int count, kf_channels *out, kf_error *e) {
+  static const int sweeps = 20;
   int64_t n = (int64_t)p->kv_heads * p->pairs, J = count;
   KF_TRY(channels_create(p, count, out, e));
-  memcpy(out->frequency, from->frequency, (size_t)J * sizeof *out->frequency);
-  memcpy(out->u, from->u, (size_t)(J * p->hidden) * sizeof *out->u);
   cplx *cross = kf_alloc((size_t)(n * J), sizeof *cross, e), *P = kf_alloc((size_t)(J * J), sizeof *P, e);
   cplx *a = kf_alloc((size_t)(J * J), sizeof *a, e), *b = kf_alloc((size_t)J, sizeof *b, e);
-  kf_status s = cross && P && a && b ? KF_OK : KF_ERROR_MEMORY;
+  out->t = kf_alloc((size_t)(J * n), sizeof *out->t, e);
+  kf_status s = cross && P && a && b && out->t ? KF_OK : KF_ERROR_MEMORY;
   if (s == KF_OK) {
-    product(n, J, n, p->moment, from->t, cross);
-    for (int64_t i = 0; i < J; i++)
-      for (int64_t j = 0; j < J; j++)
-        for (int64_t r = 0; r < n; r++) P[i * J + j] += from->t[i * n + r] * cross[r * J + j];
-    int F = p->pairs, group = p->heads / p->kv_heads;
-    for (int64_t row = 0; row < p->heads * F; row++) {
-      int64_t h = row / F, r = h / group * F + row % F;
-      fit_pair(p, out, P, cross, r, p->head_gram + h * F * F, a, b);
-      memcpy(out->beta + row * J, b, (size_t)J * sizeof *b);
+    memcpy(out->frequency, from->frequency, (size_t)J * sizeof *out->frequency);
+    memcpy(out->t, from->t, (size_t)(J * n) * sizeof *out->t);
+    for (int sweep = 0;; sweep++) {
+      channel_moments(p, out, cross, P);
+      fit_betas(p, cross, P, a, b, out);
+      if (sweep == sweeps) break;
+      move_channels(p, a, out);
     }
+    for (int64_t j = 0; j < J; j++)
+      for (int64_t r = 0; r < n; r++)
+        for (int i = 0; i < p->hidden; i++) out->u[j * p->hidden + i] += out->t[j * n + r] * p->zk[r * p->hidden + i];
   }
   free(cross);
   free(P);

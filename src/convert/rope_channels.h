@@ -42,7 +42,8 @@ kf_status kf_channels_greedy(const kf_rope_problem *p, int count, const bool *al
 /* fold: matching pursuit, in which a channel may serve several neighbouring frequencies. The first J channels of a longer pursuit
  * are the pursuit of J. */
 kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e);
-/* The first `count` channels of a fold, with betas fitted to all of them together (orthogonal matching pursuit). */
+/* The first `count` channels of a fold, with betas fitted to all of them together (orthogonal matching pursuit), then channels to
+ * betas and betas to channels in turn. */
 kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, int count, kf_channels *out, kf_error *e);
 void kf_channels_free(kf_channels *c);
 
