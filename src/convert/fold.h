@@ -8,14 +8,7 @@
 #include "convert/fold_stream.h"
 #include "convert/nearness.h"
 
-enum {
-  KF_FOLD_ROPE_PAIRS,
-  KF_FOLD_SELECTION,
-  KF_FOLD_ROPE_TABLE,
-  KF_FOLD_REFIT,
-  KF_FOLD_WINDOW_KEY,
-  KF_FOLD_CONTEXT
-};                                                   /* keys */
+enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY, KF_FOLD_CONTEXT }; /* keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY }; /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
 enum { KF_FOLD_CANDIDATES = 6 };

@@ -46,12 +46,13 @@ static kf_status key_moment(const kf_attention_statistics *s, const kf_rope_prob
 }
 
 static void energies(const kf_attention_statistics *s, kf_rope_problem *p) {
-  int n = 2 * p->pairs;
+  int F = p->pairs, n = 2 * F;
   for (int h = 0; h < p->heads; h++)
-    for (int f = 0; f < p->pairs; f++) {
-      const double *m = s->query + (int64_t)h * n * n;
-      p->query_energy[h * p->pairs + f] =
-          (m[(int64_t)f * n + f] + m[(int64_t)(p->pairs + f) * n + p->pairs + f]) / (double)s->tokens;
+    for (int f = 0; f < F; f++) {
+      const double *re = s->query + ((int64_t)h * n + f) * n, *im = re + (int64_t)F * n; /* moments with re f, with im f */
+      for (int i = 0; i < F; i++)
+        p->query[((int64_t)h * F + f) * F + i] = CMPLX(re[i] + im[F + i], re[F + i] - im[i]) / (double)s->tokens;
+      p->query_energy[h * F + f] = (re[f] + im[F + f]) / (double)s->tokens;
     }
 }
 
@@ -121,10 +122,12 @@ kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *z
   int64_t F = out->pairs, n = s->kv_heads * F;
   out->mean = kf_alloc((size_t)(s->heads * F), sizeof *out->mean, e);
   out->query_energy = kf_alloc((size_t)(s->heads * F), sizeof *out->query_energy, e);
+  out->query = kf_alloc((size_t)(s->heads * F * F), sizeof *out->query, e);
   out->head_gram = kf_alloc((size_t)(s->heads * F * F), sizeof *out->head_gram, e);
   out->gram = kf_alloc((size_t)(s->kv_heads * F * F), sizeof *out->gram, e);
   out->moment = kf_alloc((size_t)(n * n), sizeof *out->moment, e);
-  kf_status status = out->mean && out->query_energy && out->head_gram && out->gram && out->moment ? KF_OK : KF_ERROR_MEMORY;
+  kf_status status =
+      out->mean && out->query && out->query_energy && out->head_gram && out->gram && out->moment ? KF_OK : KF_ERROR_MEMORY;
   if (status == KF_OK) {
     energies(s, out);
     status = rotations(s, theta, out, e);
@@ -137,6 +140,7 @@ kf_status kf_rope_problem_create(const kf_attention_statistics *s, const cplx *z
 void kf_rope_problem_free(kf_rope_problem *p) {
   free(p->mean);
   free(p->query_energy);
+  free(p->query);
   free(p->head_gram);
   free(p->gram);
   free(p->moment);
@@ -475,10 +479,11 @@ static void move_channels(const kf_rope_problem *p, cplx *a, kf_channels *c) {
   for (int64_t row = 0; row < p->heads * F; row++) {
     int64_t h = row / F, f = row % F;
     const cplx *beta = c->beta + row * J, *gram = p->head_gram + h * F * F;
-    double energy = p->query_energy[row];
+    const cplx *query = p->query + row * F;
     for (int i = 0; i < J; i++) {
       int at = c->frequency[i];
-      cplx own = energy * conj(beta[i]);
+      cplx own = 0;
+      for (int o = 0; o < F; o++) own += query[o] * conj(c->beta[(h * F + o) * J + i]);
       c->t[i * n + h / group * F + f] += own * gram[f * F + at];
       for (int j = 0; j < J; j++) a[i * J + j] += own * beta[j] * gram[c->frequency[j] * F + at];
     }

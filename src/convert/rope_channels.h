@@ -11,10 +11,11 @@
 
 typedef struct kf_rope_problem {
   int heads, kv_heads, pairs, hidden; /* H, G, F, d */
-  int64_t window, reach; /* distances seen, and distances that the converted model will meet */
-  const double complex *zk; /* [G F, d] */
-  double complex *mean;     /* [H, F] m_hf = E e^{-i theta_f D} over the head's distances */
-  double *query_energy;     /* [H, F] */
+  int64_t window, reach;              /* distances seen, and distances that the converted model will meet */
+  const double complex *zk;           /* [G F, d] */
+  double complex *mean;               /* [H, F] m_hf = E e^{-i theta_f D} over the head's distances */
+  double *query_energy;               /* [H, F] E |q_hf|^2 */
+  double complex *query;              /* [H, F, F] E[conj(q_hf) q_hf'] */
   double complex
       *head_gram;       /* [H, F, F] centred Gram of the rotations, E[(e_f - m_f) conj(e_f' - m_f')] over the head's distances */
   double complex *gram; /* [G, F, F] its mean over a group's heads, weighted with their query energies */

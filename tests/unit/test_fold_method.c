@@ -247,7 +247,8 @@ static void test_holds_as_far_as_the_context(void **state) {
   static const char *const contexts[] = {"512", "64"};
   double near[2], far[2];
   for (int i = 0; i < 2; i++) {
-    const kf_setting given[] = {{"refit", "none"}, {"rope_pairs", "8"}, {"selection", "fold"}, {"window", "64"}, {"context", contexts[i]}};
+    const kf_setting given[] = {
+        {"refit", "none"}, {"rope_pairs", "8"}, {"selection", "fold"}, {"window", "64"}, {"context", contexts[i]}};
     kf_convert_options o = {.cache = "25%", .settings = given, .setting_count = 5, .calibration_tokens = 4096};
     char dst[256], name[32];
     kf_error e = {0};
