@@ -64,19 +64,14 @@ kf_status kf_fold_problem(const kf_fold *f, const kf_fold_source *source, const 
   return kf_rope_problem_create(s, source->zk, source->theta, slides && slides < f->context ? slides : f->context, out, e);
 }
 
-kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c,
-                           const kf_channels *longest, kf_channels *out, kf_error *e) {
-  int pairs = kf_fold_pairs(f, layer, c->pairs);
-  kf_channels pursuit = {0};
+kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c, kf_channels *out,
+                           kf_error *e) {
   bool *slots = NULL;
-  if (!c->greedy && longest && longest->count >= pairs) return kf_channels_prefix(p, longest, pairs, out, e);
   if (c->stride) KF_NEW(slots, p->pairs, e);
   for (int i = 0; slots && i < c->pairs; i++) slots[i * c->stride] = true;
-  kf_status s =
-      c->greedy ? kf_channels_greedy(p, pairs, slots, out, e) : kf_channels_fold(p, pairs, slots, f->threads, &pursuit, e);
-  if (s == KF_OK && !c->greedy) s = kf_channels_prefix(p, &pursuit, pairs, out, e);
-  kf_channels_free(&pursuit);
+  kf_status s = kf_channels_greedy(p, kf_fold_pairs(f, layer, c->pairs), slots, out, e);
   free(slots);
+  if (s == KF_OK && !c->greedy) s = kf_channels_fit(p, out, e);
   return s;
 }
 
@@ -93,7 +88,7 @@ static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
   KF_GO(kf_attention_statistics_create(source.a, f->config->hidden, f->fit.window, &statistics, e));
   KF_GO(kf_fold_move_statistics(f, &statistics, false, e));
   KF_GO(kf_fold_problem(f, &source, &statistics, &problem, e));
-  KF_GO(kf_fold_channels(f, &problem, index, c, NULL, &channels, e));
+  KF_GO(kf_fold_channels(f, &problem, index, c, &channels, e));
   KF_GO(kf_fold_layer_map(&source, &statistics, &problem, &channels, f->elements, out, e));
   KF_GO(kf_layer_load(f->weights, index, f->device, &teacher, e));
   KF_GO(kf_fold_refit(f, index, &source, &teacher, out, e));

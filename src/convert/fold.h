@@ -48,9 +48,8 @@ typedef struct kf_fold {
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs);
 kf_status kf_fold_problem(const kf_fold *f, const kf_fold_source *source, const kf_attention_statistics *s, kf_rope_problem *out,
                           kf_error *e);
-/* longest: a pursuit of at least as many pairs, of which it is a part; or NULL. */
-kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c,
-                           const kf_channels *longest, kf_channels *out, kf_error *e);
+kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c, kf_channels *out,
+                           kf_error *e);
 /* Statistics of a layer to or from the store, in the order of the layers. */
 kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e);
 

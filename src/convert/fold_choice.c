@@ -57,23 +57,19 @@ static void add_strides(kf_fold *f, int turning, int pairs) {
   add(f, true, pairs, 1);
 }
 
-/* Any frequencies: parts of the budget that measured best. */
+/* Any frequencies, any number of times: parts of the budget. */
 static void add_selections(kf_fold *f) {
-  static const struct {
-    bool greedy;
-    double part;
-  } variants[] = {{false, 1.0 / 12}, {false, 1.0 / 8}, {true, 1.0 / 8}, {true, 1.0 / 5}};
-  for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
-    add(f, variants[i].greedy, lround(variants[i].part * (double)f->elements), 0);
+  add(f, false, f->elements / 8, 0);
+  add(f, false, f->elements / 5, 0);
+  add(f, true, f->elements / 5, 0);
 }
 
 kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e) {
   const kf_value *pairs = &f->p->value[KF_FOLD_ROPE_PAIRS];
   int turning;
   KF_TRY(turning_pairs(f, &turning, e));
-  if (!f->stock)
-    add_selections(f);
-  else if (pairs->given)
+  if (!f->stock) add_selections(f);
+  if (pairs->given)
     add_strides(f, turning, (int)pairs->integer);
   else
     add_tables(f, turning);
@@ -123,12 +119,11 @@ typedef struct material {
   kf_fold_source source;
   kf_attention_statistics statistics;
   kf_rope_problem problem;
-  kf_channels longest;
 } material;
 
 static kf_status map_candidate(const kf_fold *f, kf_fold_candidate *c, const material *m, kf_error *e) {
   kf_channels channels;
-  KF_TRY(kf_fold_channels(f, &m->problem, m->index, c, f->stock ? NULL : &m->longest, &channels, e));
+  KF_TRY(kf_fold_channels(f, &m->problem, m->index, c, &channels, e));
   kf_status s =
       kf_fold_layer_map(&m->source, &m->statistics, &m->problem, &channels, f->elements, &c->student.mapped[m->index], e);
   kf_channels_free(&channels);
@@ -159,14 +154,6 @@ static kf_status run_candidate(kf_fold *f, kf_fold_candidate *c, int index, cons
   return s;
 }
 
-/* One pursuit serves all candidates with fewer pairs, unless their slots differ. */
-static kf_status longest_pursuit(const kf_fold *f, const kf_rope_problem *p, int layer, kf_channels *out, kf_error *e) {
-  int most = 0;
-  for (int i = 0; i < f->candidates; i++)
-    if (!f->candidate[i].greedy && f->candidate[i].pairs > most) most = f->candidate[i].pairs;
-  return most && !f->stock ? kf_channels_fold(p, kf_fold_pairs(f, layer, most), NULL, f->threads, out, e) : KF_OK;
-}
-
 static kf_status try_layer(kf_fold *f, int index, kf_error *e) {
   kf_layer teacher;
   material m = {.index = index};
@@ -178,12 +165,10 @@ static kf_status try_layer(kf_fold *f, int index, kf_error *e) {
   KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
   if (f->candidates > 1) {
     KF_GO(kf_fold_problem(f, &m.source, &m.statistics, &m.problem, e));
-    KF_GO(longest_pursuit(f, &m.problem, index, &m.longest, e));
     KF_GO(map_candidates(f, &m, e));
     for (int i = 0; i < f->candidates; i++) KF_GO(run_candidate(f, &f->candidate[i], index, &teacher, e));
   }
 done:
-  kf_channels_free(&m.longest);
   kf_rope_problem_free(&m.problem);
   kf_attention_statistics_free(&m.statistics);
   kf_fold_source_free(&m.source);

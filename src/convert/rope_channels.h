@@ -16,9 +16,7 @@ typedef struct kf_rope_problem {
   double complex *mean;               /* [H, F] m_hf = E e^{-i theta_f D} over the head's distances */
   double *query_energy;               /* [H, F] E |q_hf|^2 */
   double complex *query;              /* [H, F, F] E[conj(q_hf) q_hf'] */
-  double complex
-      *head_gram;       /* [H, F, F] centred Gram of the rotations, E[(e_f - m_f) conj(e_f' - m_f')] over the head's distances */
-  double complex *gram; /* [G, F, F] its mean over a group's heads, weighted with their query energies */
+  double complex *gram;   /* [H, F, F] E[(e_f - m_f) conj(e_f' - m_f')], e_f = e^{-i theta_f D}, over the head's distances */
   double complex *moment; /* [G F, G F] E[z z^H] of the stacked keys z */
 } kf_rope_problem;
 
@@ -27,7 +25,7 @@ typedef struct kf_channels {
   int32_t *frequency;   /* [J] index of the source's table */
   double complex *u;    /* [J, d] rows: p_j = u_j . x */
   double complex *beta; /* [H, F, J] */
-  double complex *t;    /* [J, G F] p_j = t_j . z of a fold, from which betas are refitted; NULL: greedy */
+  double complex *t;    /* [J, G F] the same by the stacked keys: p_j = t_j . z */
 } kf_channels;
 
 /* statistics: of at least one window. zk [G F, d] and theta [F] are borrowed. reach >= 1: tokens of the longest context served. */
@@ -35,17 +33,13 @@ kf_status kf_rope_problem_create(const kf_attention_statistics *s, const double 
                                  kf_rope_problem *out, kf_error *e);
 void kf_rope_problem_free(kf_rope_problem *p);
 
-/* allowed: [F], the frequencies that may be taken, each once (a stock table's slots), at least `count` of them; NULL: any, any
+/* greedy: the `count` strongest components of single frequencies, by the query-weighted energy that a mean rotation would lose.
+ * allowed: [F], the frequencies that may be taken, each once (a stock table's slots), at least `count` of them; NULL: any, any
  * number of times. */
-
-/* greedy: the J strongest components of single frequencies, by the query-weighted energy that a mean rotation would lose. */
 kf_status kf_channels_greedy(const kf_rope_problem *p, int count, const bool *allowed, kf_channels *out, kf_error *e);
-/* fold: matching pursuit, in which a channel may serve several neighbouring frequencies. The first J channels of a longer pursuit
- * are the pursuit of J. */
-kf_status kf_channels_fold(const kf_rope_problem *p, int count, const bool *allowed, int threads, kf_channels *out, kf_error *e);
-/* The first `count` channels of a fold, with betas fitted to all of them together (orthogonal matching pursuit), then channels to
- * betas and betas to channels in turn. */
-kf_status kf_channels_prefix(const kf_rope_problem *p, const kf_channels *from, int count, kf_channels *out, kf_error *e);
+/* fold: every query head's betas are fitted to all channels together, so that a channel may serve neighbouring frequencies, then
+ * the channels to the betas, and so on in turn; frequencies stay. */
+kf_status kf_channels_fit(const kf_rope_problem *p, kf_channels *c, kf_error *e);
 void kf_channels_free(kf_channels *c);
 
 #endif

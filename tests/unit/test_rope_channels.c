@@ -91,7 +91,7 @@ static void test_moments(void **state) {
           cplx gram = 0, query = 0;
           for (int64_t t = 0; t < end; t++)
             gram += share(&l, h, t, reaches[k]) * (turn(&l, f, t) - p.mean[h * F + f]) * conj(turn(&l, i, t) - p.mean[h * F + i]);
-          near(p.head_gram[(h * F + f) * F + i], gram, "Gram of rotations");
+          near(p.gram[(h * F + f) * F + i], gram, "Gram of rotations");
           for (int t = 0; t < QUERIES; t++) {
             const double *q = l.q[h][t];
             query += CMPLX(q[f], -q[F + f]) * CMPLX(q[i], q[F + i]) / QUERIES;
@@ -134,15 +134,15 @@ static void test_fitted(void **state) {
   static layer l;
   for (uint64_t seed = 2; seed < 5; seed++) {
     kf_rope_problem p;
-    kf_channels pursuit, fold, greedy;
+    kf_channels fold, greedy;
     kf_random r;
     make(&l, seed);
     kf_random_seed(&r, seed);
     assert_int_equal(kf_rope_problem_create(&l.s, l.zk, l.theta, 3 * WINDOW, &p, NULL), KF_OK);
     static const bool slots[F] = {true, true, true, true, false};
     assert_int_equal(kf_channels_greedy(&p, 4, slots, &greedy, NULL), KF_OK);
-    assert_int_equal(kf_channels_fold(&p, 4, slots, 2, &pursuit, NULL), KF_OK);
-    assert_int_equal(kf_channels_prefix(&p, &pursuit, 4, &fold, NULL), KF_OK);
+    assert_int_equal(kf_channels_greedy(&p, 4, slots, &fold, NULL), KF_OK);
+    assert_int_equal(kf_channels_fit(&p, &fold, NULL), KF_OK);
     double best = loss(&l, &p, &fold), single = loss(&l, &p, &greedy);
     if (!(best < 0.9 * single)) fail_msg("fitted channels leave %g, single frequencies %g", best, single);
     for (int trial = 0; trial < 8; trial++) {
@@ -156,7 +156,6 @@ static void test_fitted(void **state) {
       if (!(moved > best)) fail_msg("channel %d leaves %g where it is and %g elsewhere", j, best, moved);
       memcpy(fold.u + j * D, before, sizeof before);
     }
-    kf_channels_free(&pursuit);
     kf_channels_free(&fold);
     kf_channels_free(&greedy);
     kf_rope_problem_free(&p);
