@@ -195,7 +195,7 @@ const cli_command cli_convert = {
         "  rope_table=stock|any   stock (default): one table of frequencies for all layers, which other engines can run;\n"
         "                    any: each layer chooses freely\n"
         "  selection=auto|fold|greedy   what a pair rotates: fold, a mix of neighbouring frequencies; greedy, its own\n"
-        "                    frequency alone, which far tokens need; default auto: the better of both\n"
+        "                    frequency alone; default auto: the better of both\n"
         "  refit=all|output|none   fit queries and output projection (default), the latter alone, or neither, to the\n"
         "                    source, with the converted layers before them in place\n"
         "  window=N          tokens of a window that is fitted to; default 512\n"

@@ -36,24 +36,26 @@ static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
   return KF_OK;
 }
 
-/* A table of J pairs reaches over the turning ones at stride turning / J. Tried: the numbers of pairs that strides 1, 2, 3, ...
- * need, from a sixteenth of the budget (at stride 1: or fewer) to a quarter; and an eighth, where that is more. A greedy channel
- * serves its own frequency alone: tried with all that turn, or the fastest, a quarter of the budget. */
+/* A table reaches over the turning pairs when its last is the slowest of them or slower still. Tried: the numbers of pairs that
+ * strides 1, 2, 3, ... need for that, from a sixteenth of the budget (at stride 1: or fewer) to a quarter; and an eighth, where
+ * that is more. A greedy channel serves its own frequency alone: tried with all that turn, or the fastest, a quarter of the
+ * budget. */
 static void add_tables(kf_fold *f, int turning) {
   int64_t budget = f->elements, eighth = budget / 8;
   add(f, true, 4 * turning <= budget ? turning : budget / 4, 1);
   if (eighth > turning) add(f, false, eighth, 1);
   for (int s = 1, before = 0; s <= turning; s++) {
-    int pairs = (turning + s - 1) / s;
-    if (pairs != before && (4 * pairs <= budget || pairs == 1) && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
+    int pairs = (turning - 1 + s - 1) / s + 1;
+    if (pairs != before && (4 * pairs <= budget || pairs <= 2) && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
     before = pairs;
   }
 }
 
 /* The strides at which the given number of pairs just does not, and does, reach over the turning ones; greedy: the fastest. */
 static void add_strides(kf_fold *f, int turning, int pairs) {
-  add(f, false, pairs, turning / pairs < 1 ? 1 : turning / pairs);
-  add(f, false, pairs, (turning + pairs - 1) / pairs);
+  int steps = pairs > 1 ? pairs - 1 : 1, last = turning > 1 ? turning - 1 : 1;
+  add(f, false, pairs, last / steps < 1 ? 1 : last / steps);
+  add(f, false, pairs, (last + steps - 1) / steps);
   add(f, true, pairs, 1);
 }
 
