@@ -19,8 +19,8 @@ static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
   f->candidate[f->candidates++] = c;
 }
 
-/* Pairs that turn by half a turn or more within a context: the slower ones can do without a rotation. At least 1. */
-static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
+/* Pairs that turn by an angle or more within a context: the slower ones can do without a rotation. At least 1. */
+static kf_status turning_pairs(const kf_fold *f, double angle, int *out, kf_error *e) {
   int F = f->config->head_dim / 2;
   double *frequency, gain;
   KF_NEW(frequency, F, e);
@@ -30,20 +30,20 @@ static kf_status turning_pairs(const kf_fold *f, int *out, kf_error *e) {
       break;
     }
   *out = 0;
-  for (int i = 0; i < F; i++) *out += frequency[i] * (double)f->context >= M_PI;
+  for (int i = 0; i < F; i++) *out += frequency[i] * (double)f->context >= angle;
   free(frequency);
   *out = *out < 1 ? 1 : *out;
   return KF_OK;
 }
 
-/* A table reaches over the turning pairs when its last is the slowest of them or slower still. Tried: the numbers of pairs that
- * strides 1, 2, 3, ... need for that, from a sixteenth of the budget (at stride 1: or fewer) to a quarter; and an eighth, where
- * that is more. A greedy channel serves its own frequency alone: tried with all that turn, or the fastest, a quarter of the
- * budget. */
-static void add_tables(kf_fold *f, int turning) {
-  int64_t budget = f->elements, eighth = budget / 8;
+/* A table reaches over the turning pairs, by half a turn, when its last is the slowest of them or slower still. Tried: the
+ * numbers of pairs that strides 1, 2, 3, ... need for that, from a sixteenth of the budget (at stride 1: or fewer) to a quarter;
+ * and at stride 1 all that turn by a radian. A greedy channel serves its own frequency alone: tried with all that turn, or the
+ * fastest, a quarter of the budget. */
+static void add_tables(kf_fold *f, int turning, int moving) {
+  int64_t budget = f->elements;
   add(f, true, 4 * turning <= budget ? turning : budget / 4, 1);
-  if (eighth > turning) add(f, false, eighth, 1);
+  if (4 * moving <= budget) add(f, false, moving, 1);
   for (int s = 1, before = 0; s <= turning; s++) {
     int pairs = (turning - 1 + s - 1) / s + 1;
     if (pairs != before && (4 * pairs <= budget || pairs <= 2) && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
@@ -68,13 +68,14 @@ static void add_selections(kf_fold *f) {
 
 kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e) {
   const kf_value *pairs = &f->p->value[KF_FOLD_ROPE_PAIRS];
-  int turning;
-  KF_TRY(turning_pairs(f, &turning, e));
+  int turning, moving;
+  KF_TRY(turning_pairs(f, M_PI, &turning, e));
+  KF_TRY(turning_pairs(f, 1, &moving, e));
   if (!f->stock) add_selections(f);
   if (pairs->given)
     add_strides(f, turning, (int)pairs->integer);
   else
-    add_tables(f, turning);
+    add_tables(f, turning, moving);
   if (f->candidates) return KF_OK;
   return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements leaves no room for rotated pairs and latents",
                  (long long)f->elements);

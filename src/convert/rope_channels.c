@@ -61,15 +61,14 @@ static cplx even_rotation(double angle, int64_t length) {
 }
 
 /* E e^{-i angle D} over a head's distances as calibration text has them, `distance` [window] with sum 1, and a part that lies
- * evenly over contexts of every octave from the window to the reach: without it coefficients grow that cancel near and go wild
- * where no weight is, and one far token with a wild score takes all attention. */
+ * evenly over contexts of every octave beyond the window, up to the reach: without it coefficients grow that cancel near and go
+ * wild where no weight is, and one far token with a wild score takes all attention. */
 static cplx rotation(const kf_rope_problem *p, const double *distance, double angle) {
-  static const double far = 0.02;
   cplx near = 0, even = 0;
   int octaves = 0;
   for (int64_t t = 0; t < p->window; t++) near += distance[t] * CMPLX(cos(angle * (double)t), -sin(angle * (double)t));
-  for (int64_t length = p->reach; length >= p->window || !octaves; length /= 2, octaves++) even += even_rotation(angle, length);
-  return (1 - far) * near + far / octaves * even;
+  for (int64_t length = p->reach; length > p->window; length /= 2, octaves++) even += even_rotation(angle, length);
+  return octaves ? 0.98 * near + 0.02 / octaves * even : near;
 }
 
 /* mean: [F] E e_f; gram: [F, F] E[(e_f - m_f) conj(e_f' - m_f')], e_f = e^{-i theta_f D} */

@@ -55,13 +55,14 @@ static void make(layer *l, uint64_t seed) {
                                    .key_moment = l->key_moment};
 }
 
-/* Part of head h's weight that lies at distance t: 0.98 as seen, 0.02 evenly over contexts of every octave. */
+/* Part of head h's weight that lies at distance t: 0.98 as seen, 0.02 evenly over contexts of every octave beyond the window. */
 static double share(const layer *l, int h, int64_t t, int64_t reach) {
   double sum = 0, even = 0;
   int octaves = 0;
   for (int i = 0; i < WINDOW; i++) sum += l->distance[h * WINDOW + i];
-  for (int64_t length = reach; length >= WINDOW || !octaves; length /= 2, octaves++) even += t < length ? 1 / (double)length : 0;
-  return 0.98 * (t < WINDOW ? l->distance[h * WINDOW + t] / sum : 0) + 0.02 * even / octaves;
+  for (int64_t length = reach; length > WINDOW; length /= 2, octaves++) even += t < length ? 1 / (double)length : 0;
+  double seen = t < WINDOW ? l->distance[h * WINDOW + t] / sum : 0;
+  return octaves ? 0.98 * seen + 0.02 * even / octaves : seen;
 }
 
 static cplx turn(const layer *l, int f, int64_t t) {
