@@ -46,6 +46,7 @@ typedef struct kf_fold {
 
 /* Rotated pairs of a layer: none where the source does not rotate. */
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs);
+/* Over distances as far as the layer sees within the context. */
 kf_status kf_fold_problem(const kf_fold *f, const kf_fold_source *source, const kf_attention_statistics *s, kf_rope_problem *out,
                           kf_error *e);
 kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c, kf_channels *out,
