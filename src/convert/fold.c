@@ -28,6 +28,10 @@ kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
   KF_TRY(kf_projections_check(p, e));
   if (kf_plan_budget(p, 0) < 3)
     return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements a token is too small", (long long)kf_plan_budget(p, 0));
+  const kf_value *context = &p->value[KF_FOLD_CONTEXT];
+  if (context->given && context->integer > p->source->context)
+    return kf_fail(e, KF_ERROR_USAGE, "context=%lld: the source's context is of %lld tokens", (long long)context->integer,
+                   (long long)p->source->context);
   return KF_OK;
 }
 
@@ -164,9 +168,7 @@ kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *sc
   f->config = p->source;
   f->weights = p->weights;
   f->elements = kf_plan_budget(p, 0);
-  f->context = p->value[KF_FOLD_CONTEXT].given && p->value[KF_FOLD_CONTEXT].integer < f->config->context
-                   ? p->value[KF_FOLD_CONTEXT].integer
-                   : f->config->context;
+  f->context = p->value[KF_FOLD_CONTEXT].given ? p->value[KF_FOLD_CONTEXT].integer : f->config->context;
   f->stock = p->value[KF_FOLD_ROPE_TABLE].choice == 1;
   f->refit = p->value[KF_FOLD_REFIT].choice;
   snprintf(f->scratch, sizeof f->scratch, "%s", scratch);

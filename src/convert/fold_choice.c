@@ -53,7 +53,7 @@ static void add_tables(kf_fold *f, int turning, int moving) {
 
 /* The strides at which the given number of pairs just does not, and does, reach over the turning ones; greedy: the fastest. */
 static void add_strides(kf_fold *f, int turning, int pairs) {
-  int steps = pairs > 1 ? pairs - 1 : 1, last = turning > 1 ? turning - 1 : 1;
+  int last = turning > 1 ? turning - 1 : 1, steps = pairs > 1 ? pairs - 1 : last;
   add(f, false, pairs, last / steps < 1 ? 1 : last / steps);
   add(f, false, pairs, (last + steps - 1) / steps);
   add(f, true, pairs, 1);

@@ -82,7 +82,7 @@ static kf_status parse_value(const kf_key *k, const char *text, kf_value *v, kf_
   }
   bool whole = !(k->takes & KF_TAKES_REAL);
   if (!parse_number(text, &v->real) || v->real < k->low || v->real > k->high || (whole && v->real != floor(v->real)))
-    return kf_fail(e, KF_ERROR_USAGE, "%s=%.60s: expected %s from %g to %g%s%s", k->name, text,
+    return kf_fail(e, KF_ERROR_USAGE, "%s=%.60s: expected %s from %.15g to %.15g%s%s", k->name, text,
                    whole ? "a whole number" : "a number", k->low, k->high, k->choices ? " or " : "",
                    k->choices ? k->choices[0] : "");
   v->integer = (int64_t)v->real;

@@ -14,7 +14,6 @@ typedef struct kf_rope_problem {
   int64_t window, reach;              /* distances seen, and distances that the converted model will meet */
   const double complex *zk;           /* [G F, d] */
   double complex *mean;               /* [H, F] m_hf = E e^{-i theta_f D} over the head's distances */
-  double *query_energy;               /* [H, F] E |q_hf|^2 */
   double complex *query;              /* [H, F, F] E[conj(q_hf) q_hf'] */
   double complex *gram;   /* [H, F, F] E[(e_f - m_f) conj(e_f' - m_f')], e_f = e^{-i theta_f D}, over the head's distances */
   double complex *moment; /* [G F, G F] E[z z^H] of the stacked keys z */

@@ -37,8 +37,8 @@ static kf_status check_numbers(const kf_train_options *s, kf_error *e) {
                  {"micro", s->micro, 1, 1 << 20}};
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
     if (!(numbers[i].value >= numbers[i].low && numbers[i].value <= numbers[i].high))
-      return kf_fail(e, KF_ERROR_USAGE, "%s %g is not between %g and %g", numbers[i].name, numbers[i].value, numbers[i].low,
-                     numbers[i].high);
+      return kf_fail(e, KF_ERROR_USAGE, "%s %.15g is not between %.15g and %.15g", numbers[i].name, numbers[i].value,
+                     numbers[i].low, numbers[i].high);
   return KF_OK;
 }
 

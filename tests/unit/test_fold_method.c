@@ -196,6 +196,10 @@ static void test_refusals(void **state) {
   assert_non_null(strstr(e.message, "too few"));
   assert_false(kf_exists(dst));
   assert_int_equal(convert("tiny", (kf_convert_options){.cache = "2"}, dst, &e), KF_ERROR_INPUT);
+  const kf_setting far[] = {{"context", "513"}};
+  assert_int_equal(convert("far", (kf_convert_options){.cache = "50%", .settings = far, .setting_count = 1}, dst, &e),
+                   KF_ERROR_USAGE);
+  assert_string_equal(e.message, "context=513: the source's context is of 512 tokens");
 }
 
 /* Pairs and strides that were tried, in the order tried; returns how many. */
