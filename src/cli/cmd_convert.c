@@ -192,14 +192,15 @@ const cli_command cli_convert = {
         "fold weighs rotated pairs and latents by the output error that leaving them out would cause on calibration text,\n"
         "and is made for use without training; --cache N holds 2 x rope_pairs and the latents.\n"
         "  rope_pairs=N      rotated pairs, shared by all heads; default: the best of several parts of the budget\n"
-        "  rope_table=stock|any   stock (default): one table of frequencies for all layers, which other engines can run;\n"
+        "  rope_table=stock|any   stock (default): one table for all layers, which other engines can run;\n"
         "                    any: each layer chooses freely\n"
         "  selection=auto|fold|greedy   what a pair rotates: fold, a mix of neighbouring frequencies; greedy, its own\n"
         "                    frequency alone; default auto: the better of both\n"
         "  refit=all|output|none   fit queries and output projection (default), the latter alone, or neither, to the\n"
         "                    source, with the converted layers before them in place\n"
         "  window=N          tokens of a window that is fitted to; default 512\n"
-        "  context=N         tokens of the longest context that will be served; default: the source's",
+        "  context=N         tokens of the longest context that will be served; default: the source's\n"
+        "  key_weight=N      of the keys' error against the values'; default: the best of 1, 3, 9",
     .keys = "path, method                     strings\n"
             "source_cache_elements_per_token, cache_elements_per_token   summed over layers\n"
             "source_parameters, parameters\n"

@@ -19,6 +19,7 @@ const kf_key kf_fold_keys[] = {
     [KF_FOLD_REFIT] = {"refit", KF_TAKES_CHOICE, refits, 0, 0, "all"},
     [KF_FOLD_WINDOW_KEY] = {"window", KF_TAKES_INTEGER, NULL, 16, 1 << 20, "512"},
     [KF_FOLD_CONTEXT] = {"context", KF_TAKES_INTEGER, NULL, 16, 1 << 30, NULL},
+    [KF_FOLD_KEY_WEIGHT] = {"key_weight", KF_TAKES_REAL, NULL, 1e-3, 1e3, NULL},
     {NULL, 0, NULL, 0, 0, NULL},
 };
 
@@ -93,7 +94,7 @@ static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
   KF_GO(kf_fold_move_statistics(f, &statistics, false, e));
   KF_GO(kf_fold_problem(f, &source, &statistics, &problem, e));
   KF_GO(kf_fold_channels(f, &problem, index, c, &channels, e));
-  KF_GO(kf_fold_layer_map(&source, &statistics, &problem, &channels, f->elements, out, e));
+  KF_GO(kf_fold_layer_map(&source, &statistics, &problem, &channels, f->elements, c->key_weight, out, e));
   KF_GO(kf_layer_load(f->weights, index, f->device, &teacher, e));
   KF_GO(kf_fold_refit(f, index, &source, &teacher, out, e));
 done:
@@ -183,7 +184,7 @@ kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *sc
 void kf_fold_close(void *session) {
   kf_fold *f = session;
   if (!f) return;
-  for (int i = 0; i < f->candidates; i++) kf_student_free(&f->candidate[i].student);
+  for (int i = 0; i < KF_FOLD_CANDIDATES; i++) kf_student_free(&f->candidate[i].student);
   kf_student_free(&f->student);
   if (f->store) fclose(f->store);
   unlink(f->scratch);
@@ -207,12 +208,12 @@ kf_status kf_fold_record(void *session, json_t **out, kf_error *e) {
   const kf_fold_candidate *c = &f->candidate[f->best];
   json_t *tried = json_array();
   for (int i = 0; i < f->candidates && f->candidates > 1; i++)
-    json_array_append_new(tried, json_pack("{s:s,s:i,s:i,s:f}", "selection", f->candidate[i].greedy ? "greedy" : "fold",
-                                           "rope_pairs", f->candidate[i].pairs, "rope_stride", f->candidate[i].stride, "kl",
-                                           f->candidate[i].nearness.kl));
-  *out =
-      json_pack("{s:s,s:i,s:i,s:i,s:o,s:{s:I,s:f,s:f}}", "selection", c->greedy ? "greedy" : "fold", "rope_pairs", c->pairs,
-                "rope_stride", c->stride, "layers_with_refitted_queries", f->refitted, "tried", tried, "held_out", "tokens",
-                (json_int_t)(f->tune.windows * f->tune.window), "kl", outcome.kl, "perplexity_ratio", outcome.perplexity_ratio);
+    json_array_append_new(tried, json_pack("{s:s,s:i,s:i,s:f,s:f}", "selection", f->candidate[i].greedy ? "greedy" : "fold",
+                                           "rope_pairs", f->candidate[i].pairs, "rope_stride", f->candidate[i].stride,
+                                           "key_weight", f->candidate[i].key_weight, "kl", f->candidate[i].nearness.kl));
+  *out = json_pack("{s:s,s:i,s:i,s:f,s:i,s:o,s:{s:I,s:f,s:f}}", "selection", c->greedy ? "greedy" : "fold", "rope_pairs",
+                   c->pairs, "rope_stride", c->stride, "key_weight", c->key_weight, "layers_with_refitted_queries", f->refitted,
+                   "tried", tried, "held_out", "tokens", (json_int_t)(f->tune.windows * f->tune.window), "kl", outcome.kl,
+                   "perplexity_ratio", outcome.perplexity_ratio);
   return *out ? KF_OK : kf_fail(e, KF_ERROR_MEMORY, "out of memory");
 }

@@ -8,14 +8,23 @@
 #include "convert/fold_stream.h"
 #include "convert/nearness.h"
 
-enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY, KF_FOLD_CONTEXT }; /* keys */
+enum {
+  KF_FOLD_ROPE_PAIRS,
+  KF_FOLD_SELECTION,
+  KF_FOLD_ROPE_TABLE,
+  KF_FOLD_REFIT,
+  KF_FOLD_WINDOW_KEY,
+  KF_FOLD_CONTEXT,
+  KF_FOLD_KEY_WEIGHT
+};                                                   /* keys */
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY }; /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
-enum { KF_FOLD_CANDIDATES = 6 };
+enum { KF_FOLD_TABLES = 6, KF_FOLD_WEIGHTS = 2, KF_FOLD_CANDIDATES = KF_FOLD_TABLES + KF_FOLD_WEIGHTS };
 
 typedef struct kf_fold_candidate {
   bool greedy;
   int pairs, stride; /* stride 0: any frequencies */
+  double key_weight; /* of the keys' error against the values' */
   kf_nearness nearness;
   kf_student student;
 } kf_fold_candidate;
@@ -56,7 +65,8 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool w
 
 /* What is tried where the settings leave it open. Errors: a budget without room. */
 kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e);
-/* Runs the source once over all windows: statistics into the store, every candidate converted (without refit) and judged. */
+/* Runs the source once over all windows: statistics into the store, every candidate converted (without refit) and judged. The
+ * best of them is then tried with other weights of its keys, unless the settings give one. */
 kf_status kf_fold_choose(kf_fold *f, kf_error *e);
 /* Nearness to the source of streams that went through all layers; converted: [tune.windows, tune.window, hidden]. */
 kf_status kf_fold_judge(kf_fold *f, float *const *converted, int count, kf_nearness *out, kf_error *e);

@@ -7,12 +7,20 @@
 
 /* ---------------------------------------------------------------------------------------------- candidates */
 
+static const double first_weight = 3, other_weights[KF_FOLD_WEIGHTS] = {1, 9};
+
 static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
   const kf_value *given = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION];
   int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
   int64_t J = given->given ? given->integer : pairs;
-  kf_fold_candidate c = {.greedy = greedy, .pairs = (int)(J < 1 ? 1 : J > most ? most : J), .stride = stride};
-  if (f->candidates == KF_FOLD_CANDIDATES || 2 * c.pairs >= f->elements || (int64_t)(c.pairs - 1) * stride >= F) return;
+  const kf_value *weight = &f->p->value[KF_FOLD_KEY_WEIGHT];
+  kf_fold_candidate c = {.greedy = greedy,
+                         .pairs = (int)(J < 1      ? 1
+                                        : J > most ? most
+                                                   : J),
+                         .stride = stride,
+                         .key_weight = weight->given ? weight->real : first_weight};
+  if (f->candidates == KF_FOLD_TABLES || 2 * c.pairs >= f->elements || (int64_t)(c.pairs - 1) * stride >= F) return;
   if (selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != greedy) return;
   for (int i = 0; i < f->candidates; i++)
     if (f->candidate[i].greedy == greedy && f->candidate[i].pairs == c.pairs && f->candidate[i].stride == stride) return;
@@ -127,18 +135,18 @@ typedef struct material {
 static kf_status map_candidate(const kf_fold *f, kf_fold_candidate *c, const material *m, kf_error *e) {
   kf_channels channels;
   KF_TRY(kf_fold_channels(f, &m->problem, m->index, c, &channels, e));
-  kf_status s =
-      kf_fold_layer_map(&m->source, &m->statistics, &m->problem, &channels, f->elements, &c->student.mapped[m->index], e);
+  kf_status s = kf_fold_layer_map(&m->source, &m->statistics, &m->problem, &channels, f->elements, c->key_weight,
+                                  &c->student.mapped[m->index], e);
   kf_channels_free(&channels);
   return s;
 }
 
-/* Every candidate's layer at once: the factorisations are too small for several threads each. */
-static kf_status map_candidates(kf_fold *f, const material *m, kf_error *e) {
+/* The layers of all candidates from `first` on at once: the factorisations are too small for several threads each. */
+static kf_status map_candidates(kf_fold *f, int first, const material *m, kf_error *e) {
   kf_error why[KF_FOLD_CANDIDATES] = {0};
 #pragma omp parallel for schedule(dynamic) num_threads(f->threads)
-  for (int i = 0; i < f->candidates; i++) map_candidate(f, &f->candidate[i], m, &why[i]);
-  for (int i = 0; i < f->candidates; i++)
+  for (int i = first; i < f->candidates; i++) map_candidate(f, &f->candidate[i], m, &why[i]);
+  for (int i = first; i < f->candidates; i++)
     if (why[i].status != KF_OK) return kf_fail(e, why[i].status, "layer %d: %s", m->index, why[i].message);
   return KF_OK;
 }
@@ -157,19 +165,30 @@ static kf_status run_candidate(kf_fold *f, kf_fold_candidate *c, int index, cons
   return s;
 }
 
-static kf_status try_layer(kf_fold *f, int index, kf_error *e) {
+/* The layer's statistics into the store, and the source's stream of held-out windows through it. */
+static kf_status study(kf_fold *f, const kf_layer *teacher, material *m, kf_error *e) {
+  KF_TRY(collect(f, &m->source, teacher, m->index, &m->statistics, e));
+  KF_TRY(kf_fold_move_statistics(f, &m->statistics, true, e));
+  return kf_stream_forward(f->device, f->run, teacher, m->index, &f->tune, NULL, e);
+}
+
+static kf_status recall(kf_fold *f, material *m, kf_error *e) {
+  KF_TRY(kf_attention_statistics_create(m->source.a, f->config->hidden, f->fit.window, &m->statistics, e));
+  return kf_fold_move_statistics(f, &m->statistics, false, e);
+}
+
+/* first 0: the layer is new; else it has been studied for the candidates before. */
+static kf_status try_layer(kf_fold *f, int index, int first, bool judged, kf_error *e) {
   kf_layer teacher;
   material m = {.index = index};
   kf_status s;
   KF_TRY(kf_layer_load(f->weights, index, f->device, &teacher, e));
   KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &m.source, e));
-  KF_GO(collect(f, &m.source, &teacher, index, &m.statistics, e));
-  KF_GO(kf_fold_move_statistics(f, &m.statistics, true, e));
-  KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
-  if (f->candidates > 1) {
+  KF_GO(first ? recall(f, &m, e) : study(f, &teacher, &m, e));
+  if (judged) {
     KF_GO(kf_fold_problem(f, &m.source, &m.statistics, &m.problem, e));
-    KF_GO(map_candidates(f, &m, e));
-    for (int i = 0; i < f->candidates; i++) KF_GO(run_candidate(f, &f->candidate[i], index, &teacher, e));
+    KF_GO(map_candidates(f, first, &m, e));
+    for (int i = first; i < f->candidates; i++) KF_GO(run_candidate(f, &f->candidate[i], index, &teacher, e));
   }
 done:
   kf_rope_problem_free(&m.problem);
@@ -186,31 +205,56 @@ kf_status kf_fold_judge(kf_fold *f, float *const *converted, int count, kf_nearn
                            e);
 }
 
-static kf_status judge_candidates(kf_fold *f, kf_error *e) {
+static kf_status judge_candidates(kf_fold *f, int first, kf_error *e) {
   float *stream[KF_FOLD_CANDIDATES];
   kf_nearness nearness[KF_FOLD_CANDIDATES];
-  for (int i = 0; i < f->candidates; i++) stream[i] = f->candidate[i].student.stream.x;
-  KF_TRY(kf_fold_judge(f, stream, f->candidates, nearness, e));
-  for (int i = 0; i < f->candidates; i++) {
+  int count = f->candidates - first;
+  for (int i = 0; i < count; i++) stream[i] = f->candidate[first + i].student.stream.x;
+  KF_TRY(kf_fold_judge(f, stream, count, nearness, e));
+  for (int i = first; i < f->candidates; i++) {
     kf_fold_candidate *c = &f->candidate[i];
-    c->nearness = nearness[i];
+    c->nearness = nearness[i - first];
     if (c->nearness.kl < f->candidate[f->best].nearness.kl) f->best = i;
     char table[48] = "any frequencies";
     if (c->stride) snprintf(table, sizeof table, "stock table, stride %d", c->stride);
-    kf_note(f->p->hooks, "%d rotated pairs, %s, %s selection: KL %.4f on %lld tokens held out, before refits", c->pairs, table,
-            c->greedy ? "greedy" : "fold", c->nearness.kl, (long long)(f->tune.windows * f->tune.window));
+    kf_note(f->p->hooks, "%d rotated pairs, %s, %s selection, key weight %g: KL %.4f on %lld tokens held out, before refits",
+            c->pairs, table, c->greedy ? "greedy" : "fold", c->key_weight, c->nearness.kl,
+            (long long)(f->tune.windows * f->tune.window));
   }
   return KF_OK;
 }
 
-kf_status kf_fold_choose(kf_fold *f, kf_error *e) {
-  for (int i = 0; i < f->candidates && f->candidates > 1; i++)
-    KF_TRY(kf_student_create(f->config, f->elements, &f->tune, &f->candidate[i].student, e));
+/* Brings the candidates from `first` on through all layers and judges them. */
+static kf_status try_candidates(kf_fold *f, const char *what, int first, bool judged, kf_error *e) {
+  rewind(f->store);
   for (int i = 0; i < f->config->layers; i++) {
-    KF_TRY(kf_progress(f->p->hooks, "calibrating", i, f->config->layers, e));
-    KF_TRY(try_layer(f, i, e));
+    KF_TRY(kf_progress(f->p->hooks, what, i, f->config->layers, e));
+    KF_TRY(try_layer(f, i, first, judged, e));
   }
-  if (f->candidates > 1) KF_TRY(judge_candidates(f, e));
-  for (int i = 0; i < f->candidates; i++) kf_student_free(&f->candidate[i].student);
+  return judged ? judge_candidates(f, first, e) : KF_OK;
+}
+
+static void add_weights(kf_fold *f) {
+  const kf_fold_candidate *best = &f->candidate[f->best];
+  for (int i = 0; i < KF_FOLD_WEIGHTS; i++) {
+    kf_fold_candidate *c = &f->candidate[f->candidates++];
+    c->greedy = best->greedy;
+    c->pairs = best->pairs;
+    c->stride = best->stride;
+    c->key_weight = other_weights[i];
+  }
+}
+
+kf_status kf_fold_choose(kf_fold *f, kf_error *e) {
+  bool weigh = !f->p->value[KF_FOLD_KEY_WEIGHT].given, judged = weigh || f->candidates > 1;
+  int first = f->candidates, all = first + (weigh ? KF_FOLD_WEIGHTS : 0);
+  for (int i = 0; i < all && judged; i++) /* now, while the stream of held-out windows stands at its start */
+    KF_TRY(kf_student_create(f->config, f->elements, &f->tune, &f->candidate[i].student, e));
+  KF_TRY(try_candidates(f, "calibrating", 0, judged, e));
+  if (weigh) {
+    add_weights(f);
+    KF_TRY(try_candidates(f, "weighing keys", first, true, e));
+  }
+  for (int i = 0; i < all; i++) kf_student_free(&f->candidate[i].student);
   return KF_OK;
 }

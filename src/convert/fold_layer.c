@@ -72,6 +72,7 @@ typedef struct work {
   const kf_rope_problem *p;
   const kf_channels *c;
   int64_t hidden, d, n, rank; /* d: inputs; head width, latents */
+  double key_weight;
   kf_arena arena;
   double *nope;                     /* [heads n, d] position-free keys of each query head */
   double *key_c, *value_c, *common; /* [d, d] moments of keys and of values, normalised; their mixture */
@@ -175,6 +176,7 @@ static kf_status make_metric(work *w, kf_error *e) {
   }
   KF_TRY(key_metric(w, key_g, e));
   KF_TRY(value_metric(w, value_g, e));
+  for (int64_t i = 0; i < size; i++) key_g[i] *= w->key_weight;
   double key = inner(key_g, w->key_c, w->d), value = inner(value_g, w->value_c, w->d), key_size = trace(w->key_c, w->d),
          value_size = trace(w->value_c, w->d);
   for (int64_t i = 0; i < size; i++) {
@@ -311,7 +313,7 @@ static kf_status assemble(work *w, kf_mapped *out, kf_error *e) {
 }
 
 kf_status kf_fold_layer_map(const kf_fold_source *source, const kf_attention_statistics *s, const kf_rope_problem *p,
-                            const kf_channels *c, int64_t elements, kf_mapped *out, kf_error *e) {
+                            const kf_channels *c, int64_t elements, double key_weight, kf_mapped *out, kf_error *e) {
   work w = {.source = source,
             .s = s,
             .p = p,
@@ -319,7 +321,8 @@ kf_status kf_fold_layer_map(const kf_fold_source *source, const kf_attention_sta
             .hidden = source->hidden,
             .d = source->inputs,
             .n = source->a->d_qk,
-            .rank = elements - 2 * c->count};
+            .rank = elements - 2 * c->count,
+            .key_weight = key_weight};
   *out = (kf_mapped){0};
   if (w.rank > w.d) w.rank = w.d;
   kf_status status = assemble(&w, out, e);

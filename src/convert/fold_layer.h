@@ -17,9 +17,10 @@ typedef struct kf_fold_source {
 kf_status kf_fold_source_read(const kf_weights *w, int layer, int64_t window, kf_fold_source *out, kf_error *e);
 void kf_fold_source_free(kf_fold_source *s);
 
-/* Converts at a budget of `elements` numbers a token: 2 J rope numbers, the rest latents. */
+/* Converts at a budget of `elements` numbers a token: 2 J rope numbers, the rest latents. key_weight: what an error of the keys
+ * counts against one of the values; 1: both as the output errors to which each leads, taken as small and independent. */
 kf_status kf_fold_layer_map(const kf_fold_source *source, const kf_attention_statistics *s, const kf_rope_problem *p,
-                            const kf_channels *c, int64_t elements, kf_mapped *out, kf_error *e);
+                            const kf_channels *c, int64_t elements, double key_weight, kf_mapped *out, kf_error *e);
 
 /* q_proj or kv_a_proj of a layer so mapped as [rows, inputs], freed by the caller; and back. */
 kf_status kf_fold_projection(const kf_fold_source *source, const kf_mapped *m, const char *name, float **out, kf_error *e);

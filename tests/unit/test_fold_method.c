@@ -202,15 +202,19 @@ static void test_refusals(void **state) {
   assert_string_equal(e.message, "context=513: the source's context is of 512 tokens");
 }
 
+/* The record of a conversion's choice; freed by the caller with the whole. */
+static json_t *chosen(const char *converted, json_t **whole) {
+  char path[320];
+  snprintf(path, sizeof path, "%s/config.json", converted);
+  assert_non_null(*whole = json_load_file(path, 0, NULL));
+  return json_object_get(json_object_get(json_object_get(*whole, "kvfold"), "recipe"), "chosen");
+}
+
 /* Pairs and strides that were tried, in the order tried; returns how many. */
 static int tried(const char *converted, int pairs[8], int strides[8]) {
-  char path[320];
   int count = 0;
-  snprintf(path, sizeof path, "%s/config.json", converted);
-  json_t *config = json_load_file(path, 0, NULL), *list, *one;
+  json_t *config, *list = json_object_get(chosen(converted, &config), "tried"), *one;
   size_t i;
-  assert_non_null(config);
-  list = json_object_get(json_object_get(json_object_get(json_object_get(config, "kvfold"), "recipe"), "chosen"), "tried");
   json_array_foreach(list, i, one) {
     assert_true(count < 8);
     pairs[count] = (int)json_integer_value(json_object_get(one, "rope_pairs"));
@@ -228,21 +232,55 @@ static void test_tables_reach_over_turning_pairs(void **state) {
   int pairs[8], strides[8];
   /* of 32 numbers 9 pairs would be more than a quarter */
   static const int wanted[][2] = {{8, 1}, {5, 2}, {4, 3}, {3, 4}, {2, 8}}; /* the first is greedy */
-  const kf_setting given[] = {{"refit", "none"}, {"rope_pairs", "6"}};
-  kf_convert_options o = {.cache = "12.5%", .settings = given, .setting_count = 1, .calibration_tokens = 2560};
+  const kf_setting given[] = {{"refit", "none"}, {"key_weight", "1"}, {"rope_pairs", "6"}};
+  kf_convert_options o = {.cache = "12.5%", .settings = given, .setting_count = 2, .calibration_tokens = 2560};
   assert_int_equal(convert("tables", o, dst, &e), KF_OK);
   assert_int_equal(tried(dst, pairs, strides), 5);
   for (int i = 0; i < 5; i++) {
     assert_int_equal(pairs[i], wanted[i][0]);
     assert_int_equal(strides[i], wanted[i][1]);
   }
-  o.setting_count = 2;
+  o.setting_count = 3;
   assert_int_equal(convert("given", o, dst, &e), KF_OK);
   assert_int_equal(tried(dst, pairs, strides), 3);
   for (int i = 0; i < 3; i++) {
     assert_int_equal(strides[i], i < 2 ? i + 1 : 1);
     assert_int_equal(pairs[i], 6);
   }
+}
+
+/* One table, three weights of its keys: the least divergence on held-out text is taken, and is what that weight alone gives. */
+static void test_weighs_keys(void **state) {
+  (void)state;
+  static const double weights[] = {3, 1, 9};
+  char dst[256], alone[256], number[32];
+  kf_error e = {0};
+  kf_setting given[] = {{"refit", "none"}, {"rope_pairs", "4"}, {"selection", "greedy"}, {"key_weight", number}};
+  kf_convert_options o = {.cache = "25%", .settings = given, .setting_count = 3, .calibration_tokens = 2560};
+  json_t *config, *record, *list, *one;
+  size_t i;
+  assert_int_equal(convert("weighed", o, dst, &e), KF_OK);
+  record = chosen(dst, &config);
+  list = json_object_get(record, "tried");
+  assert_int_equal(json_array_size(list), 3);
+  double least = INFINITY, best = 0, worst = 0;
+  json_array_foreach(list, i, one) {
+    double kl = json_real_value(json_object_get(one, "kl")), weight = json_real_value(json_object_get(one, "key_weight"));
+    assert_true(weight == weights[i]);
+    if (kl < least) best = weight;
+    least = fmin(least, kl), worst = fmax(worst, kl);
+  }
+  assert_true(worst > least);
+  assert_true(json_real_value(json_object_get(record, "key_weight")) == best);
+  snprintf(number, sizeof number, "%g", best);
+  json_decref(config);
+  o.setting_count = 4;
+  assert_int_equal(convert("weight-given", o, alone, &e), KF_OK);
+  record = chosen(alone, &config);
+  assert_int_equal(json_array_size(json_object_get(record, "tried")), 0);
+  double kl = json_real_value(json_object_get(json_object_get(record, "held_out"), "kl"));
+  json_decref(config);
+  if (!(fabs(kl - least) < 1e-6)) fail_msg("KL %g with the weight given, %g where it was chosen", kl, least);
 }
 
 /* Fitted to windows of 64, served at 64 and at 256: what is made for short contexts is nearer in them and breaks down beyond. */
@@ -273,6 +311,7 @@ int main(void) {
                                      cmocka_unit_test(test_refits_help),
                                      cmocka_unit_test(test_in_one_go),
                                      cmocka_unit_test(test_tables_reach_over_turning_pairs),
+                                     cmocka_unit_test(test_weighs_keys),
                                      cmocka_unit_test(test_holds_as_far_as_the_context),
                                      cmocka_unit_test(test_refusals)};
   return cmocka_run_group_tests_name("fold", tests, make_texts, remove_texts);
