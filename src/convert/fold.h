@@ -8,15 +8,15 @@
 #include "convert/fold_stream.h"
 #include "convert/nearness.h"
 
-enum {
-  KF_FOLD_ROPE_PAIRS,
-  KF_FOLD_SELECTION,
-  KF_FOLD_ROPE_TABLE,
-  KF_FOLD_REFIT,
-  KF_FOLD_WINDOW_KEY,
-  KF_FOLD_CONTEXT,
-  KF_FOLD_KEY_WEIGHT
-};                                                   /* keys */
+enum { /* keys */
+       KF_FOLD_ROPE_PAIRS,
+       KF_FOLD_SELECTION,
+       KF_FOLD_ROPE_TABLE,
+       KF_FOLD_REFIT,
+       KF_FOLD_WINDOW_KEY,
+       KF_FOLD_CONTEXT,
+       KF_FOLD_KEY_WEIGHT
+};
 enum { KF_FOLD_AUTO, KF_FOLD_FOLD, KF_FOLD_GREEDY }; /* selection */
 enum { KF_FOLD_REFIT_NONE, KF_FOLD_REFIT_OUTPUT, KF_FOLD_REFIT_ALL };
 enum { KF_FOLD_TABLES = 6, KF_FOLD_WEIGHTS = 2, KF_FOLD_CANDIDATES = KF_FOLD_TABLES + KF_FOLD_WEIGHTS };

@@ -7,19 +7,16 @@
 
 /* ---------------------------------------------------------------------------------------------- candidates */
 
+/* Of the keys' error: what tables are tried with, and what the best of them is tried with then. */
 static const double first_weight = 3, other_weights[KF_FOLD_WEIGHTS] = {1, 9};
 
 static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
-  const kf_value *given = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION];
+  const kf_value *given = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION],
+                 *weight = &f->p->value[KF_FOLD_KEY_WEIGHT];
   int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
   int64_t J = given->given ? given->integer : pairs;
-  const kf_value *weight = &f->p->value[KF_FOLD_KEY_WEIGHT];
-  kf_fold_candidate c = {.greedy = greedy,
-                         .pairs = (int)(J < 1      ? 1
-                                        : J > most ? most
-                                                   : J),
-                         .stride = stride,
-                         .key_weight = weight->given ? weight->real : first_weight};
+  J = J < 1 ? 1 : J > most ? most : J;
+  kf_fold_candidate c = {greedy, (int)J, stride, weight->given ? weight->real : first_weight};
   if (f->candidates == KF_FOLD_TABLES || 2 * c.pairs >= f->elements || (int64_t)(c.pairs - 1) * stride >= F) return;
   if (selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != greedy) return;
   for (int i = 0; i < f->candidates; i++)
