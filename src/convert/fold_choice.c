@@ -16,7 +16,8 @@ static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
   int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
   int64_t J = given->given ? given->integer : pairs;
   J = J < 1 ? 1 : J > most ? most : J;
-  kf_fold_candidate c = {greedy, (int)J, stride, weight->given ? weight->real : first_weight};
+  kf_fold_candidate c = {
+      .greedy = greedy, .pairs = (int)J, .stride = stride, .key_weight = weight->given ? weight->real : first_weight};
   if (f->candidates == KF_FOLD_TABLES || 2 * c.pairs >= f->elements || (int64_t)(c.pairs - 1) * stride >= F) return;
   if (selection->choice != KF_FOLD_AUTO && (selection->choice == KF_FOLD_GREEDY) != greedy) return;
   for (int i = 0; i < f->candidates; i++)
