@@ -63,6 +63,12 @@ void kf_ids_free(kf_ids *ids);
 
 const char *kf_version(void);
 
+/* Sets what the libraries below take from the environment, before main, and choose badly by themselves: GOMP_SPINCOUNT (how long a
+ * waiting thread of libgomp spins) and OPENBLAS_CORETYPE (kernels for a processor younger than OpenBLAS). What is set stays as
+ * it is. True: something was missing, and a program that begins with this call executes itself again to profit. Where
+ * setenv may be called (no other threads). */
+bool kf_environment(void);
+
 /* ------------------------------------------------------------------------------------------------ models */
 
 typedef enum kf_compute {

@@ -86,20 +86,17 @@ static int dispatch(int argc, char **argv) {
   return c ? run(c, argc - 2, argv + 2) : unknown_command(argv[1]);
 }
 
-/* A thread of libgomp that waits spins for milliseconds, which on a shared machine is time taken from those it waits for
- * (docs/PERFORMANCE.md). libgomp reads its environment before main: so the process begins once more. */
-static void wait_briefly(char **argv) {
-  if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+/* Some libraries read their environment before main (docs/PERFORMANCE.md): where it lacks something the process begins once more. */
+static void begin_again(char **argv) {
   char self[4096];
   ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-  if (length < 0) return;
+  if (length < 0 || !kf_environment()) return;
   self[length] = 0;
-  setenv("GOMP_SPINCOUNT", "10000", 1);
   execv(self, argv);
 }
 
 int main(int argc, char **argv) {
-  wait_briefly(argv);
+  begin_again(argv);
   int code = dispatch(argc, argv);
   if (fflush(stdout) || ferror(stdout)) return code ? code : cli_say(CLI_FAILED, "cannot write to standard output");
   return code;

@@ -123,6 +123,22 @@ static void test_gemm_f32(void **state) {
   }
 }
 
+/* What is missing is set once; what the user has set stays. */
+static void test_environment(void **state) {
+  (void)state;
+  unsetenv("GOMP_SPINCOUNT");
+  unsetenv("OMP_WAIT_POLICY");
+  assert_true(kf_environment());
+  assert_string_equal(getenv("GOMP_SPINCOUNT"), "10000");
+  assert_false(kf_environment());
+  unsetenv("GOMP_SPINCOUNT");
+  setenv("OMP_WAIT_POLICY", "passive", 1);
+  setenv("OPENBLAS_CORETYPE", "Haswell", 1);
+  assert_false(kf_environment());
+  assert_null(getenv("GOMP_SPINCOUNT"));
+  assert_string_equal(getenv("OPENBLAS_CORETYPE"), "Haswell");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_svd),
@@ -130,6 +146,7 @@ int main(void) {
       cmocka_unit_test(test_gemm_transposes),
       cmocka_unit_test(test_gemm_f32),
       cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_environment),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
