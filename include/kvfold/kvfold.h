@@ -266,6 +266,8 @@ typedef struct kf_convert_options {
   const char *const *calibration; /* files of text; none: a method that wants text lets the model write it */
   int calibration_count;
   int64_t calibration_tokens; /* 0: the method's default */
+  const char *share; /* a directory, made when it is not there, where text that the source writes and statistics of it are kept, and
+                        found by the next conversion of the same source. NULL: nothing is */
   int64_t shard_bytes;        /* 0: 1 GiB */
   kf_compute compute;
   int threads;

@@ -8,7 +8,7 @@
 
 typedef struct arguments {
   cli_common common;
-  const char *method, *cache, *dtype, *recipe, *format;
+  const char *method, *cache, *dtype, *recipe, *format, *share;
   cli_list set, calibration;
   int64_t calibration_tokens;
 } arguments;
@@ -28,6 +28,8 @@ static const cli_option options[] = {
      "writes"},
     {"calibration-tokens", "N", CLI_LONG, offsetof(arguments, calibration_tokens), 1, 1e12,
      "read at most N tokens of it; default 16384"},
+    {"share", "DIR", CLI_TEXT, offsetof(arguments, share), 0, 0,
+     "keep what SRC writes and statistics of it in DIR, where further conversions of SRC find them"},
     {"recipe", "FILE.yaml", CLI_TEXT, offsetof(arguments, recipe), 0, 0,
      "read method, cache, set, dtype, calibration and calibration-tokens from a file; options given here come before its own"},
     {"format", "deepseek-v3|gguf", CLI_TEXT, offsetof(arguments, format), 0, 0,
@@ -56,6 +58,7 @@ static void override(const arguments *a, kf_convert_options *o) {
     o->calibration = a->calibration.item;
     o->calibration_count = a->calibration.count;
   }
+  if (a->share) o->share = a->share;
   if (a->calibration_tokens) o->calibration_tokens = a->calibration_tokens;
   if (a->common.compute) o->compute = (kf_compute)a->common.compute;
   if (a->common.threads) o->threads = a->common.threads;
@@ -176,18 +179,18 @@ const cli_command cli_convert = {
         "  rope_scaling=base|yarn   default base\n"
         "  kv_b=kv|query     one up-projection a KV head (default) or a query head\n"
         "  variant=code|paper   place of the singular values and rule of the energy ranks; default code\n\n"
-        "transmla needs --calibration; it keeps RoPE on the strongest channels of the merged KV heads, one key for all heads,\n"
+        "transmla keeps RoPE on the strongest channels of the merged KV heads, one key for all heads,\n"
         "and puts the rest of K with V into one latent of N - rope_dim by PCA.\n"
         "  rope_dim=N|auto   width of the shared RoPE key; auto (default): head_dim, a half or a quarter of it\n"
         "  freqfold=N|auto   neighbouring frequencies taken for one; auto (default), as rope_dim: by held-out text\n"
         "  balance=X         size of the keys over that of the values before the PCA; default 1; 0: as they are\n"
         "  variant=fixed|code   code: as the authors' program, its slips included; default fixed\n"
         "  statistics=converted|source|partial   whose hidden states; default converted, with variant=code partial\n\n"
-        "care needs --calibration; RoPE as in transmla, the latent by an SVD weighted with the covariance of the inputs.\n"
+        "care: RoPE as in transmla, the latent by an SVD weighted with the covariance of the inputs.\n"
         "  rope_dim, freqfold, statistics=converted|source   as of transmla\n"
         "  shrinkage=X       of the covariance towards the identity; default 0.01\n"
         "  rank_policy=uniform|dynamic|progressive   latents of each layer; default uniform; their sum keeps the budget\n\n"
-        "kv-heads needs --calibration; it merges KV heads, and the result is a grouped model like the source.\n"
+        "kv-heads merges KV heads, and the result is a grouped model like the source.\n"
         "  kv_heads=N        a divisor of the source's; instead of --cache, of which it takes 2 x head_dim each\n\n"
         "fold weighs rotated pairs and latents by the output error that leaving them out would cause on calibration text,\n"
         "and is made for use without training; --cache N holds 2 x rope_pairs and the latents.\n"

@@ -132,7 +132,8 @@ const cli_command cli_sweep = {
     .run = run,
     .description =
         "Converts SRC by every method at every cache size, one after another, and measures each as compare does; the source is "
-        "opened and described once. No model stays unless --keep says where. A conversion that fails is listed with its reason, "
+        "opened and described once, and what the conversions have in common (text that SRC writes, statistics) is made once. No "
+        "model stays unless --keep says where. A conversion that fails is listed with its reason, "
         "and the others go on; when all fail, so does the sweep.",
     .keys = cli_comparing_keys,
     .examples = "kvfold sweep examples/books-7m --methods mha2mla,x-ecomla --cache 75%,50%,25% \\\n"

@@ -170,12 +170,11 @@ static kf_status set_ranks(kf_joint_session *s, int policy, kf_error *e) {
   return status;
 }
 
-kf_status kf_care_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e) {
+kf_status kf_care_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e) {
   const kf_joint_settings settings = {.rope_dim = (int)p->value[ROPE_DIM].integer,
                                       .freqfold = (int)p->value[FREQFOLD].integer,
                                       .shrinkage = p->value[SHRINKAGE].real};
   kf_joint_session *s;
-  (void)scratch;
   KF_TRY(kf_joint_open(p, corpus, &settings, (kf_joint_statistics)p->value[STATISTICS].choice, &s, e));
   kf_status status = set_ranks(s, p->value[RANK_POLICY].choice, e);
   if (status != KF_OK)

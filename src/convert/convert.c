@@ -6,8 +6,10 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/hash.h"
 #include "convert/companions.h"
 #include "convert/record.h"
+#include "convert/shared.h"
 #include "convert/write.h"
 #include "linalg/linalg.h"
 #include "text/tokenizer.h"
@@ -66,8 +68,8 @@ static void note_file(json_t *list, const char *path) {
       list, json_pack("[s,I,I,I]", path, (json_int_t)st.st_size, (json_int_t)st.st_mtim.tv_sec, (json_int_t)st.st_mtim.tv_nsec));
 }
 
-static kf_status take_fingerprint(job *j, kf_error *e) {
-  const kf_convert_options *o = j->o;
+/* The source's files. */
+static json_t *note_source(const job *j) {
   json_t *files = json_array();
   struct dirent **names = NULL;
   int count = kf_is_directory(j->path) ? scandir(j->path, &names, NULL, by_name) : 0;
@@ -78,6 +80,15 @@ static kf_status take_fingerprint(job *j, kf_error *e) {
   }
   free(names);
   if (!kf_is_directory(j->path)) note_file(files, j->path);
+  return files;
+}
+
+static kf_status take_fingerprint(job *j, kf_error *e) {
+  const kf_convert_options *o = j->o;
+  json_t *files = note_source(j);
+  char *text = json_dumps(files, JSON_COMPACT);
+  j->plan.source_hash = text ? kf_hash(KF_HASH, text, strlen(text)) : 0;
+  free(text);
   for (int i = 0; i < o->calibration_count; i++) note_file(files, o->calibration[i]);
   const char *ranks = json_string_value(json_object_get(j->plan.settings, "ranks_file"));
   if (ranks) note_file(files, ranks);
@@ -189,23 +200,45 @@ static kf_status do_unit(job *j, int number, kf_error *e) {
   return kf_output_end_unit(j->output, NULL, e);
 }
 
+/* Text that the source writes, or wrote for a conversion that shared it. */
+static kf_status own_text(job *j, const kf_tokenizer *t, kf_error *e) {
+  kf_shared shared;
+  kf_ids *ids = &j->corpus.ids;
+  kf_status s;
+  KF_TRY(kf_shared_open(&j->plan, "text", NULL, 0, j->calibration_tokens, &shared, e));
+  j->corpus = kf_corpus_own(t);
+  if (!shared.complete) KF_GO(kf_corpus_sample(j->path, t, j->o, j->calibration_tokens, &j->corpus, e));
+  int64_t count = (int64_t)ids->count;
+  KF_GO(kf_shared_move(&shared, &count, sizeof count, e));
+  if (shared.complete) {
+    if (count < 1 || count > j->calibration_tokens + KF_SAMPLE_WINDOW)
+      KF_GO(kf_fail(e, KF_ERROR_INPUT, "%s: %lld tokens are not what was written; remove it", shared.path, (long long)count));
+    if (!(ids->data = kf_alloc((size_t)count, sizeof *ids->data, e))) KF_GO(KF_ERROR_MEMORY);
+    ids->count = (size_t)count;
+  }
+  KF_GO(kf_shared_move(&shared, ids->data, (size_t)count * sizeof *ids->data, e));
+  s = kf_shared_complete(&shared, e);
+done:
+  kf_shared_close(&shared);
+  return s;
+}
+
 /* What looks at calibration text before the first layer is written. */
 static kf_status calibrate(job *j, kf_error *e) {
   const kf_convert_options *o = j->o;
   kf_tokenizer *t;
-  char scratch[KF_PATH];
   if (!j->plan.needs_text) return KF_OK;
-  KF_TRY(kf_join(scratch, kf_output_path(j->output), "statistics", e));
+  j->plan.scratch = kf_output_path(j->output);
   KF_TRY(open_tokenizer(j, &t, e));
   kf_status s = o->calibration_count
                     ? kf_corpus_read(t, o->calibration, o->calibration_count, j->calibration_tokens, &j->corpus, e)
-                    : kf_corpus_sample(j->path, t, o, j->calibration_tokens, &j->corpus, e);
+                    : own_text(j, t, e);
   kf_tokenizer_close(t);
   KF_TRY(s);
   if ((int64_t)j->corpus.ids.count < o->calibration_tokens)
     kf_note(&o->hooks, "the calibration text has %zu tokens, fewer than the %lld asked for", j->corpus.ids.count,
             (long long)o->calibration_tokens);
-  return j->plan.method->open(&j->plan, &j->corpus, scratch, &j->session, e);
+  return j->plan.method->open(&j->plan, &j->corpus, &j->session, e);
 }
 
 static kf_status record_choice(job *j, kf_error *e) {

@@ -35,11 +35,15 @@ static kf_status add_ids(void *user, const int32_t *ids, int64_t count, kf_error
   return kf_buffer_add(user, ids, (size_t)count * sizeof *ids, e);
 }
 
+kf_corpus kf_corpus_own(const kf_tokenizer *t) {
+  return (kf_corpus){.bos = kf_tokenizer_adds_bos(t) ? kf_tokenizer_bos(t) : -1, .name = "the model's own text"};
+}
+
 kf_status kf_corpus_sample(const char *path, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens, kf_corpus *out,
                            kf_error *e) {
   kf_model *m;
   kf_buffer ids = {0};
-  *out = (kf_corpus){.bos = kf_tokenizer_adds_bos(t) ? kf_tokenizer_bos(t) : -1, .name = "the model's own text"};
+  *out = kf_corpus_own(t);
   KF_TRY(kf_model_open(path, &(kf_model_options){.compute = o->compute, .threads = o->threads}, &m, e));
   int64_t window = m->config.context < KF_SAMPLE_WINDOW ? m->config.context : KF_SAMPLE_WINDOW, body = window - (out->bos >= 0);
   kf_self_options self = {.length = body, .goes_on = true, .sampling.temperature = 1, .hooks = &o->hooks};

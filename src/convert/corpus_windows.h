@@ -19,6 +19,7 @@ enum { KF_SAMPLE_WINDOW = 512 };
  * hooks. */
 kf_status kf_corpus_sample(const char *path, const kf_tokenizer *t, const kf_convert_options *o, int64_t tokens, kf_corpus *out,
                            kf_error *e);
+kf_corpus kf_corpus_own(const kf_tokenizer *t); /* the same without a token */
 void kf_corpus_free(kf_corpus *c);
 
 /* Consecutive whole windows of `window` tokens, BOS included: ids [windows, window], and their embeddings x [windows, window,

@@ -4,7 +4,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---------------------------------------------------------------------------------------------- settings */
 
@@ -42,7 +41,7 @@ int kf_fold_pairs(const kf_fold *f, int layer, int pairs) {
 
 /* ---------------------------------------------------------------------------------------------- the store */
 
-kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e) {
+kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, kf_error *e) {
   int64_t d = s->inputs, n = s->d_qk;
   struct {
     void *data;
@@ -54,10 +53,7 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool w
                {s->key_moment, (size_t)(d * d) * sizeof(double)},
                {s->value_moment, (size_t)(d * d) * sizeof(double)},
                {s->overlap, (size_t)(s->heads * s->heads) * sizeof(double)}};
-  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-    if ((write ? fwrite(parts[i].data, 1, parts[i].bytes, f->store) : fread(parts[i].data, 1, parts[i].bytes, f->store)) !=
-        parts[i].bytes)
-      return kf_fail_errno(e, "%s: cannot %s the statistics", f->scratch, write ? "write" : "read");
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) KF_TRY(kf_shared_move(&f->store, parts[i].data, parts[i].bytes, e));
   return KF_OK;
 }
 
@@ -91,7 +87,7 @@ static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
   *out = (kf_mapped){0};
   KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &source, e));
   KF_GO(kf_attention_statistics_create(source.a, f->config->hidden, f->fit.window, &statistics, e));
-  KF_GO(kf_fold_move_statistics(f, &statistics, false, e));
+  KF_GO(kf_fold_move_statistics(f, &statistics, e));
   KF_GO(kf_fold_problem(f, &source, &statistics, &problem, e));
   KF_GO(kf_fold_channels(f, &problem, index, c, &channels, e));
   KF_GO(kf_fold_layer_map(&source, &statistics, &problem, &channels, f->elements, c->key_weight, out, e));
@@ -128,10 +124,11 @@ static kf_status cut_text(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
   f->all.config = f->tune.config = f->config;
   f->all.window = context < window ? context : window;
   kf_status s = kf_corpus_windows(corpus, f->weights, f->all.window, 5, &ids, &f->all.x, &f->all.windows, e);
-  free(ids);
-  KF_TRY(s);
   f->fit = f->all;
   f->fit.windows = f->all.windows - f->all.windows / 5;
+  if (s == KF_OK) s = kf_shared_open(f->p, "fold", ids, f->fit.windows * f->fit.window, f->fit.window, &f->store, e);
+  free(ids);
+  KF_TRY(s);
   int64_t bos = corpus->bos >= 0, fitted = f->fit.windows * (f->fit.window - bos),
           rest = (int64_t)corpus->ids.count - fitted + bos;
   kf_corpus held_out = {{corpus->ids.data + fitted, (size_t)(rest - bos)}, corpus->bos, corpus->name};
@@ -150,9 +147,7 @@ static kf_status begin(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
   memcpy(f->start, f->all.x, (size_t)count * sizeof *f->start);
   KF_TRY(kf_student_create(f->config, f->elements, &f->tune, &f->student, e));
   f->student.stream.config = &f->student.config;
-  if (!(f->store = fopen(f->scratch, "w+b"))) return kf_fail_errno(e, "%s: cannot be written", f->scratch);
   KF_TRY(kf_fold_choose(f, e));
-  rewind(f->store);
   if (f->refit == KF_FOLD_REFIT_NONE) return KF_OK;
   memcpy(f->all.x, f->start, (size_t)count * sizeof *f->start); /* the source starts again, the converted model beside it */
   f->converted = f->all;
@@ -162,7 +157,7 @@ static kf_status begin(kf_fold *f, const kf_corpus *corpus, kf_error *e) {
   return KF_OK;
 }
 
-kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e) {
+kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e) {
   kf_fold *f;
   KF_NEW(f, 1, e);
   f->p = p;
@@ -172,7 +167,6 @@ kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *sc
   f->context = p->value[KF_FOLD_CONTEXT].given ? p->value[KF_FOLD_CONTEXT].integer : f->config->context;
   f->stock = p->value[KF_FOLD_ROPE_TABLE].choice == 1;
   f->refit = p->value[KF_FOLD_REFIT].choice;
-  snprintf(f->scratch, sizeof f->scratch, "%s", scratch);
   kf_status s = begin(f, corpus, e);
   if (s != KF_OK)
     kf_fold_close(f);
@@ -186,8 +180,7 @@ void kf_fold_close(void *session) {
   if (!f) return;
   for (int i = 0; i < KF_FOLD_CANDIDATES; i++) kf_student_free(&f->candidate[i].student);
   kf_student_free(&f->student);
-  if (f->store) fclose(f->store);
-  unlink(f->scratch);
+  kf_shared_close(&f->store);
   free(f->tune_ids);
   free(f->tune.x);
   free(f->all.x);

@@ -3,10 +3,9 @@
 #ifndef KF_CONVERT_FOLD_H
 #define KF_CONVERT_FOLD_H
 
-#include <stdio.h>
-
 #include "convert/fold_stream.h"
 #include "convert/nearness.h"
+#include "convert/shared.h"
 
 /* keys */
 enum { KF_FOLD_ROPE_PAIRS, KF_FOLD_SELECTION, KF_FOLD_ROPE_TABLE, KF_FOLD_REFIT, KF_FOLD_WINDOW_KEY, KF_FOLD_CONTEXT };
@@ -40,8 +39,7 @@ typedef struct kf_fold {
   int32_t *tune_ids;   /* [windows, window] */
   kf_fold_candidate candidate[KF_FOLD_CANDIDATES];
   int candidates, best;
-  FILE *store; /* statistics, layer by layer */
-  char scratch[KF_PATH];
+  kf_shared store;     /* statistics, layer by layer */
   int next;            /* layer whose statistics the store gives next */
   kf_student student;  /* of the chosen variant, over the windows chosen by */
   kf_stream converted; /* its hidden states over all windows, which refits compare with the source's; x NULL: no refits */
@@ -54,12 +52,12 @@ kf_status kf_fold_problem(const kf_fold *f, const kf_fold_source *source, const 
                           kf_error *e);
 kf_status kf_fold_channels(const kf_fold *f, const kf_rope_problem *p, int layer, const kf_fold_candidate *c, kf_channels *out,
                            kf_error *e);
-/* Statistics of a layer to or from the store, in the order of the layers. */
-kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, bool write, kf_error *e);
+/* Statistics of a layer to the store, or from a complete one, in the order of the layers. */
+kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, kf_error *e);
 
 /* What is tried where the settings leave it open. Errors: a budget without room. */
 kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e);
-/* Runs the source once over all windows: statistics into the store, every candidate converted (without refit) and judged. The
+/* Runs the source once over all windows: statistics into the store (unless it is complete), every candidate converted (without refit) and judged. The
  * best of them is then tried with other weights of its keys, unless the settings give one. */
 kf_status kf_fold_choose(kf_fold *f, kf_error *e);
 /* Nearness to the source of streams that went through all layers; converted: [tune.windows, tune.window, hidden]. */

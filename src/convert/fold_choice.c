@@ -163,26 +163,24 @@ static kf_status run_candidate(kf_fold *f, kf_fold_candidate *c, int index, cons
   return s;
 }
 
-/* The layer's statistics into the store, and the source's stream of held-out windows through it. */
+/* The layer's statistics, from the store or into it. */
 static kf_status study(kf_fold *f, const kf_layer *teacher, material *m, kf_error *e) {
-  KF_TRY(collect(f, &m->source, teacher, m->index, &m->statistics, e));
-  KF_TRY(kf_fold_move_statistics(f, &m->statistics, true, e));
-  return kf_stream_forward(f->device, f->run, teacher, m->index, &f->tune, NULL, e);
+  if (f->store.complete)
+    KF_TRY(kf_attention_statistics_create(m->source.a, f->config->hidden, f->fit.window, &m->statistics, e));
+  else
+    KF_TRY(collect(f, &m->source, teacher, m->index, &m->statistics, e));
+  return kf_fold_move_statistics(f, &m->statistics, e);
 }
 
-static kf_status recall(kf_fold *f, material *m, kf_error *e) {
-  KF_TRY(kf_attention_statistics_create(m->source.a, f->config->hidden, f->fit.window, &m->statistics, e));
-  return kf_fold_move_statistics(f, &m->statistics, false, e);
-}
-
-/* first 0: the layer is new; else it has been studied for the candidates before. */
+/* first 0: the source's stream of held-out windows goes through the layer too; else it is at its end. */
 static kf_status try_layer(kf_fold *f, int index, int first, bool judged, kf_error *e) {
   kf_layer teacher;
   material m = {.index = index};
   kf_status s;
   KF_TRY(kf_layer_load(f->weights, index, f->device, &teacher, e));
   KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &m.source, e));
-  KF_GO(first ? recall(f, &m, e) : study(f, &teacher, &m, e));
+  KF_GO(study(f, &teacher, &m, e));
+  if (!first) KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
   if (judged) {
     KF_GO(kf_fold_problem(f, &m.source, &m.statistics, &m.problem, e));
     KF_GO(map_candidates(f, first, &m, e));
@@ -224,11 +222,11 @@ static kf_status judge_candidates(kf_fold *f, int first, kf_error *e) {
 
 /* Brings the candidates from `first` on through all layers and judges them. */
 static kf_status try_candidates(kf_fold *f, const char *what, int first, bool judged, kf_error *e) {
-  rewind(f->store);
   for (int i = 0; i < f->config->layers; i++) {
     KF_TRY(kf_progress(f->p->hooks, what, i, f->config->layers, e));
     KF_TRY(try_layer(f, i, first, judged, e));
   }
+  KF_TRY(kf_shared_complete(&f->store, e));
   return judged ? judge_candidates(f, first, e) : KF_OK;
 }
 

@@ -83,6 +83,16 @@ static int rank_of(const kf_plan *p, int layer, int rope_dim) {
 
 /* ---------------------------------------------------------------------------------------------- layers in the source's text */
 
+/* The moment of layer `index`, which is loaded: of x, which goes on through it, or from an earlier survey. */
+static kf_status survey_layer(kf_joint_session *j, float *x, kf_error *e) {
+  int64_t width = j->p->source->hidden + 1;
+  if (!j->moments.complete) {
+    KF_TRY(kf_calibrator_moment(j->c, x, j->moment[0], e));
+    KF_TRY(kf_calibrator_forward(j->c, false, NULL, x, e));
+  }
+  return j->moments.file ? kf_shared_move(&j->moments, j->moment[0], (size_t)(width * width) * sizeof(double), e) : KF_OK;
+}
+
 kf_status kf_joint_survey(kf_joint_session *j, kf_joint_visit visit, void *user, kf_error *e) {
   float *x = NULL;
   kf_status s = KF_OK;
@@ -91,13 +101,13 @@ kf_status kf_joint_survey(kf_joint_session *j, kf_joint_visit visit, void *user,
     kf_projections p = {0};
     KF_GO(kf_progress(j->p->hooks, "calibrating", i, j->p->source->layers, e));
     KF_GO(kf_calibrator_load(j->c, i, e));
-    KF_GO(kf_calibrator_moment(j->c, x, j->moment[0], e));
+    KF_GO(survey_layer(j, x, e));
     KF_GO(kf_projections_read(j->p->weights, i, &p, e));
     s = visit(user, j, i, &p, j->moment[0], e);
     kf_projections_free(&p);
-    if (s == KF_OK) s = kf_calibrator_forward(j->c, false, NULL, x, e);
     if (s != KF_OK) goto done;
   }
+  if (j->moments.file) s = kf_shared_complete(&j->moments, e);
 done:
   free(x);
   return s;
@@ -156,6 +166,8 @@ static kf_status open(kf_joint_session *j, const kf_corpus *corpus, kf_error *e)
   int64_t width = j->p->source->hidden + 1;
   bool clamped = false;
   KF_TRY(kf_calibrator_create(j->p, corpus, &j->c, e));
+  if (j->p->o->share)
+    KF_TRY(kf_shared_open(j->p, "moments", j->c->ids, j->c->fitted * j->c->window, j->c->window, &j->moments, e));
   for (int i = 0; i < 2; i++) KF_NEW(j->moment[i], width * width, e);
   KF_NEW(j->rank, j->p->source->layers, e);
   j->count = list_choices(j->p, &j->settings, j->tried);
@@ -190,6 +202,7 @@ void kf_joint_close(void *session) {
   kf_joint_session *j = session;
   if (!j) return;
   kf_calibrator_free(j->c);
+  kf_shared_close(&j->moments);
   free(j->rank);
   free(j->source);
   free(j->student);

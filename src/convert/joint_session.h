@@ -5,6 +5,7 @@
 
 #include "convert/calibrator.h"
 #include "convert/joint_latent.h"
+#include "convert/shared.h"
 
 /* Whose hidden states a layer's statistics are of. */
 typedef enum kf_joint_statistics {
@@ -29,6 +30,7 @@ typedef struct kf_joint_session {
   int *rank;               /* [layers] latents; may be changed before the first layer is mapped */
   float *source, *student; /* hidden states that enter layer `next`: NULL where they are not needed */
   double *moment[2];       /* [hidden + 1, hidden + 1] of the source's, of the student's */
+  kf_shared moments;       /* what surveys found, where the options share it; file NULL: not kept */
   int next;
 } kf_joint_session;
 

@@ -189,10 +189,9 @@ void kf_kv_heads_close(void *opaque) {
   free(t);
 }
 
-kf_status kf_kv_heads_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **out, kf_error *e) {
+kf_status kf_kv_heads_open(const kf_plan *p, const kf_corpus *corpus, void **out, kf_error *e) {
   int64_t width = p->source->hidden + 1;
   session *t;
-  (void)scratch;
   KF_NEW(t, 1, e);
   kf_status s = kf_calibrator_create(p, corpus, &t->c, e);
   if (s == KF_OK) s = kf_calibrator_begin(t->c, false, &t->x, e);

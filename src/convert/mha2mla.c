@@ -337,9 +337,8 @@ static kf_status assemble(work *w, const double *scores, kf_mapped *out, kf_erro
   return place_norm(w, "k_norm.weight", out, e);
 }
 
-kf_status kf_mha2mla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e) {
+kf_status kf_mha2mla_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e) {
   kf_calibration *c = NULL;
-  (void)scratch;
   kf_status s = kf_calibration_create(p, corpus, &c, e);
   *session = c;
   return s;

@@ -58,9 +58,9 @@ typedef struct kf_method {
   /* Settings and model into ranks and dimensions; everything that can be refused before work starts. NULL: layers are
    * copied as they are. */
   kf_status (*resolve)(kf_plan *p, kf_error *e);
-  /* Before the first layer, when resolve() set needs_text: what map() wants of calibration text. corpus outlives the session;
-   * scratch names a file that the session may write and must remove. NULL: the method never looks at text. */
-  kf_status (*open)(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+  /* Before the first layer, when resolve() set needs_text: what map() wants of calibration text. corpus outlives the session.
+   * NULL: the method never looks at text. */
+  kf_status (*open)(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e);
   /* One layer, called in ascending order; layers may be left out (kept as they are, or finished by an earlier run). session:
    * open()'s, or NULL. */
   kf_status (*map)(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
@@ -87,6 +87,8 @@ struct kf_plan {
   const kf_config *source;
   const kf_weights *weights;
   const kf_hooks *hooks;
+  const char *scratch;  /* a directory for files that are removed again */
+  uint64_t source_hash; /* of the names, sizes and times of the source's files */
   /* what resolve() fills */
   kf_arena arena;
   bool *convert;      /* [layers] */
@@ -119,25 +121,25 @@ bool kf_plan_rotates(const kf_plan *p, int layer);
 extern const kf_key kf_mha2mla_keys[], kf_xecomla_keys[], kf_fold_keys[];
 extern const kf_key kf_transmla_keys[], kf_care_keys[], kf_kv_heads_keys[];
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e);
-kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e);
 kf_status kf_fold_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
 kf_status kf_fold_record(void *session, json_t **out, kf_error *e);
 void kf_fold_close(void *session);
 kf_status kf_mha2mla_resolve(kf_plan *p, kf_error *e);
-kf_status kf_mha2mla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_mha2mla_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e);
 kf_status kf_mha2mla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
 void kf_mha2mla_close(void *session);
 kf_status kf_xecomla_resolve(kf_plan *p, kf_error *e);
 kf_status kf_xecomla_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
 kf_status kf_transmla_resolve(kf_plan *p, kf_error *e);
-kf_status kf_transmla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_transmla_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e);
 kf_status kf_care_resolve(kf_plan *p, kf_error *e);
-kf_status kf_care_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_care_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e);
 kf_status kf_joint_convert(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e); /* both */
 kf_status kf_joint_record(void *session, json_t **out, kf_error *e);
 void kf_joint_close(void *session);
 kf_status kf_kv_heads_resolve(kf_plan *p, kf_error *e);
-kf_status kf_kv_heads_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e);
+kf_status kf_kv_heads_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e);
 kf_status kf_kv_heads_map(const kf_plan *p, void *session, int layer, kf_mapped *out, kf_error *e);
 void kf_kv_heads_close(void *session);
 

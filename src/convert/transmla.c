@@ -27,13 +27,12 @@ kf_status kf_transmla_resolve(kf_plan *p, kf_error *e) {
   return kf_joint_resolve(p, ROPE_DIM, FREQFOLD, e);
 }
 
-kf_status kf_transmla_open(const kf_plan *p, const kf_corpus *corpus, const char *scratch, void **session, kf_error *e) {
+kf_status kf_transmla_open(const kf_plan *p, const kf_corpus *corpus, void **session, kf_error *e) {
   const kf_joint_settings settings = {.rope_dim = (int)p->value[ROPE_DIM].integer,
                                       .freqfold = (int)p->value[FREQFOLD].integer,
                                       .balance = p->value[BALANCE].real,
                                       .code = p->value[VARIANT].choice == VARIANT_CODE};
   kf_joint_session *s;
-  (void)scratch;
   KF_TRY(kf_joint_open(p, corpus, &settings, statistics_of(p), &s, e));
   *session = s;
   return KF_OK;

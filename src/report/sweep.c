@@ -11,6 +11,7 @@ typedef struct sweep {
   const char *src;
   const kf_sweep_options *o;
   char directory[KF_PATH]; /* models are made here */
+  char shared[KF_PATH];    /* what their conversions have in common */
   kf_comparison comparison;
   json_t *failed;
   kf_setting *settings; /* [convert.setting_count] those of the method at work */
@@ -58,6 +59,7 @@ static kf_status check(const char *text, const kf_sweep_options *o, kf_error *e)
 static kf_status convert(sweep *w, const char *method, const char *cache, const char *path, double *seconds, kf_error *e) {
   kf_convert_options o = w->o->convert;
   kf_convert_result r;
+  if (!o.share) o.share = w->shared;
   o.method = method;
   o.cache = cache;
   o.settings = w->settings;
@@ -131,10 +133,11 @@ kf_status kf_sweep(const char *src, const char *text, const kf_sweep_options *o,
   KF_GO((w->settings = kf_alloc((size_t)o->convert.setting_count + 1, sizeof *w->settings, e)) ? KF_OK : KF_ERROR_MEMORY);
   KF_GO(kf_comparison_begin(&w->comparison, src, text, &o->compare, e));
   KF_GO(make_directory(w, e));
+  KF_GO(kf_join(w->shared, w->directory, ".shared", e));
   KF_GO(run_all(w, e));
   s = kf_comparison_end(&w->comparison, json_incref(w->failed), json, e);
 done:
-  if (!o->keep && *w->directory) kf_remove_tree(w->directory, NULL);
+  if (*w->directory) kf_remove_tree(o->keep ? w->shared : w->directory, NULL);
   kf_comparison_free(&w->comparison);
   json_decref(w->failed);
   free(w->settings);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "text/tokenizer_impl.h"
 
@@ -122,11 +123,6 @@ kf_status kf_tokenizer_write(const kf_tokenizer *t, const char *directory, kf_er
   return kf_write_file(path, t->config.data, t->config.bytes, e);
 }
 
-static uint64_t fnv(uint64_t hash, const kf_text *t) {
-  for (size_t i = 0; i < t->bytes; i++) hash = (hash ^ (uint8_t)t->data[i]) * 0x100000001b3u;
-  return hash;
-}
-
 uint64_t kf_tokenizer_hash(const kf_tokenizer *t) {
-  return fnv(fnv(0xcbf29ce484222325u, &t->source), &t->config);
+  return kf_hash(kf_hash(KF_HASH, t->source.data, t->source.bytes), t->config.data, t->config.bytes);
 }

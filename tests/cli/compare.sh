@@ -83,6 +83,7 @@ grep -q 'Conversions that failed' "$work/sweep.html" || fail "the page does not 
 answers "$kvfold" sweep $books --methods x-ecomla --cache 50% $measure --keep "$work/kept" --json
 answers "$kvfold" info "$work/kept/x-ecomla-50%" --json
 is cache_elements_per_token 1024
+[ ! -e "$work/kept/.shared" ] || fail "the sweep left what its conversions shared"
 
 # So does one that is interrupted.
 # shellcheck disable=SC2086

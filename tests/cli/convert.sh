@@ -96,6 +96,24 @@ for method in x-ecomla mha2mla transmla care kv-heads fold; do
 done
 set -- --method x-ecomla --cache 50%
 
+# What the source writes and its statistics, kept for further conversions: the same bytes, with files that are found again.
+expect 0 "$kvfold" convert $books "$work/own" --method transmla --cache 50% --calibration-tokens 2560
+for method in transmla fold transmla fold; do
+  rm -rf "$work/shares-$method"
+  expect 0 "$kvfold" convert $books "$work/shares-$method" --method $method --cache 50% --calibration-tokens 2560 --share "$work/share"
+done
+diff -r "$work/own" "$work/shares-transmla" >/dev/null || fail "shared statistics gave other bytes"
+shared=$(find "$work/share" -type f | wc -l)
+[ "$shared" -eq 3 ] || fail "$shared files are shared, expected text, moments and fold's statistics"
+for kind in text moments fold; do
+  cp -r "$work/share" "$work/short"
+  truncate -s -4 "$work/short/$kind"-*
+  method=$([ $kind = fold ] && echo fold || echo transmla)
+  expect 1 "$kvfold" convert $books "$work/no" --method "$method" --cache 50% --calibration-tokens 2560 --share "$work/short"
+  says "$kind-.*remove it"
+  rm -rf "$work/short" "$work/no.partial"
+done
+
 # A file that may not grow: like a full disk.
 (
   trap '' XFSZ
