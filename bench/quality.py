@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What conversions without training lose: a Markdown table of perplexity ratio and KL by method, cache size and text.
+"""What conversions without training lose: a Markdown table of perplexity ratio and KL by method, cache size and text, with time and peak memory.
 
     python3 bench/quality.py [--model MODEL] [--methods fold,transmla,...] [--caches 50%,25%] [--calibration FILE ... | --own] [--judge FILE ...]
                              [--set METHOD.KEY=VALUE ...] [--tokens N] [--long N] [--keep DIR]
@@ -36,10 +36,13 @@ def texts(directory, window, long=0):
 
 
 def kvfold(binary, *arguments):
-    done = subprocess.run([binary, *map(str, arguments), "--json"], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return json.loads(done.stdout)
+    """Its JSON, with the processor's seconds and the peak memory in bytes."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        _, status, used = os.wait4(subprocess.Popen([binary, *map(str, arguments), "--json"], stdout=out, stderr=err).pid, 0)
+        out.seek(0), err.seek(0)
+        if status:
+            raise RuntimeError((err.read().strip().splitlines() or [f"status {status}"])[-1])
+        return json.load(out) | {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": used.ru_maxrss * 1024}
 
 
 def settings_of(o, method):
@@ -70,7 +73,7 @@ def row(o, method, cache, calibration, judged, directory):
     if not o.keep:
         shutil.rmtree(dst)
     part = made["cache_elements_per_token"] / made["source_cache_elements_per_token"]
-    return f"| {method} | {100 * part:.2f}% | {' '.join(settings_of(o, method))} | {' | '.join(cells)} | {made['seconds']:.0f} |"
+    return f"| {method} | {100 * part:.2f}% | {' '.join(settings_of(o, method))} | {' | '.join(cells)} | {made['seconds']:.0f}, {made['cpu_seconds']:.0f} | {made['peak_bytes'] / 1e6:.0f} |"
 
 
 def main():
@@ -92,14 +95,14 @@ def main():
         cal, judged = texts(Path(d), o.window, o.long)
         judged = [(f.stem, f, o.window, 16) for f in o.judge] if o.judge else judged
         calibration = [] if o.own else o.calibration or [cal]
-        print("| method | cache | settings | " + " | ".join(name for name, *_ in judged) + " | seconds |")
-        print("| --- | --- | --- |" + " --- |" * (len(judged) + 1), flush=True)
+        print("| method | cache | settings | " + " | ".join(name for name, *_ in judged) + " | seconds, of the processor | MB |")
+        print("| --- | --- | --- |" + " --- |" * (len(judged) + 2), flush=True)
         for cache in o.caches.split(","):
             for method in o.methods.split(","):
                 try:
                     print(row(o, method, cache, calibration, judged, Path(d)), flush=True)
                 except RuntimeError as e:
-                    print(f"| {method} | {cache} | | {e} | | |", flush=True)
+                    print(f"| {method} | {cache} | | {e} |" + " |" * (len(judged) + 1), flush=True)
 
 
 if __name__ == "__main__":
