@@ -21,11 +21,9 @@ kf_status kf_attention_statistics_create(const kf_attention_config *a, int hidde
   struct {
     double **to;
     int64_t count;
-  } parts[] = {{&out->distance, a->heads * window},
-               {&out->query, (int64_t)a->heads * a->d_qk * a->d_qk},
-               {&out->key_moment, inputs * inputs},
-               {&out->value_moment, inputs * inputs},
-               {&out->overlap, (int64_t)a->heads * a->heads}};
+  } parts[] = {{&out->distance, a->heads * window},           {&out->query, (int64_t)a->heads * a->d_qk * a->d_qk},
+               {&out->key_moment, inputs * inputs},           {&out->value_moment, inputs * inputs},
+               {&out->overlap, (int64_t)a->heads * a->heads}, {&out->norms, (int64_t)a->heads * 4}};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
     if (!(*parts[i].to = kf_alloc((size_t)parts[i].count, sizeof(double), e))) {
       kf_attention_statistics_free(out);
@@ -35,7 +33,7 @@ kf_status kf_attention_statistics_create(const kf_attention_config *a, int hidde
 }
 
 void kf_attention_statistics_free(kf_attention_statistics *s) {
-  double *parts[] = {s->distance, s->query, s->key_moment, s->value_moment, s->overlap};
+  double *parts[] = {s->distance, s->query, s->key_moment, s->value_moment, s->overlap, s->norms};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
   *s = (kf_attention_statistics){0};
 }
@@ -59,12 +57,12 @@ static kf_status output_factor(const float *o, int hidden, int64_t columns, int6
   return s;
 }
 
-kf_status kf_attention_probe_create(const kf_attention_config *a, int hidden, int64_t window, const float *o,
-                                    kf_attention_probe *out, kf_error *e) {
+kf_status kf_attention_probe_create(const kf_attention_config *a, int hidden, int64_t window, const float *o, const float *q_norm,
+                                    const float *k_norm, float eps, kf_attention_probe *out, kf_error *e) {
   int half = a->d_qk / 2, rotates = a->rope_pairs[0] > 0;
   double *f = NULL, gain;
   kf_status s = KF_OK;
-  *out = (kf_attention_probe){.a = a, .window = window};
+  *out = (kf_attention_probe){.a = a, .window = window, .q_norm = q_norm, .k_norm = k_norm, .eps = eps};
   out->cos = kf_alloc((size_t)(window * half), sizeof(float), e);
   out->sin = kf_alloc((size_t)(window * half), sizeof(float), e);
   out->factor = kf_alloc((size_t)a->heads * (size_t)a->d_v * (size_t)a->d_v, sizeof(float), e);
@@ -99,17 +97,19 @@ typedef struct head_work {
   float *q, *plain, *k, *v, *o, *vl, *ol; /* [m, d]: rotated and plain query, rotated key, values, output, both times L */
   float *w, *dot;                         /* [m, m] scores, then a2^2; (L^T o) . (L^T v) */
   float *row, *size, *own;                /* [m] sum_s w, |L^T v|^2, |L^T o|^2 */
+  float *q_inverse, *k_inverse;           /* [m] 1 / rms of what the norms took */
   double *distance, *key, *value;         /* [m], [m], [m]: this head's part */
 } head_work;
 
 static size_t head_floats(const kf_attention_statistics *s, int64_t m) {
-  return (size_t)m * (3 * (size_t)s->d_qk + 4 * (size_t)s->d_v + 2 * (size_t)m + 3);
+  return (size_t)m * (3 * (size_t)s->d_qk + 4 * (size_t)s->d_v + 2 * (size_t)m + 5);
 }
 
 static void carve(const kf_attention_statistics *s, int64_t m, float *memory, double *sums, head_work *w) {
-  float **part[] = {&w->q, &w->plain, &w->k, &w->v, &w->o, &w->vl, &w->ol, &w->w, &w->dot, &w->row, &w->size, &w->own};
-  int64_t size[] = {s->d_qk, s->d_qk, s->d_qk, s->d_v, s->d_v, s->d_v, s->d_v, m, m, 1, 1, 1};
-  for (int i = 0; i < 12; i++) {
+  float **part[] = {&w->q, &w->plain, &w->k,   &w->v,    &w->o,   &w->vl,        &w->ol,
+                    &w->w, &w->dot,   &w->row, &w->size, &w->own, &w->q_inverse, &w->k_inverse};
+  int64_t size[] = {s->d_qk, s->d_qk, s->d_qk, s->d_v, s->d_v, s->d_v, s->d_v, m, m, 1, 1, 1, 1, 1};
+  for (int i = 0; i < 14; i++) {
     *part[i] = memory;
     memory += m * size[i];
   }
@@ -175,6 +175,24 @@ static void weigh(head_work *w, int64_t m, const float *a) {
   }
 }
 
+void kf_head_rows_norm(int64_t m, int d, const float *weight, float eps, float *x, float *inverse) {
+  for (int64_t t = 0; t < m; t++) {
+    float square = 0;
+    for (int i = 0; i < d; i++) square += x[t * d + i] * x[t * d + i];
+    float scale = 1 / sqrtf(square / (float)d + eps);
+    for (int i = 0; i < d; i++) x[t * d + i] *= scale * weight[i];
+    if (inverse) inverse[t] = scale;
+  }
+}
+
+/* sum[0] += weight x.z, sum[1] += weight |z|^2, x = inverse z. */
+static void add_norm(int d, const float *x, double inverse, double weight, double *sum) {
+  double square = 0;
+  for (int i = 0; i < d; i++) square += (double)x[i] * x[i];
+  sum[0] += weight * square / inverse;
+  sum[1] += weight * square / inverse / inverse;
+}
+
 /* a: [m, m] receives the head's probabilities. */
 static void one_head(kf_attention_statistics *s, const kf_attention_probe *p, int h, int64_t m, const float *q, const float *k,
                      const float *v, int64_t stride, head_work *w, float *a) {
@@ -182,6 +200,8 @@ static void one_head(kf_attention_statistics *s, const kf_attention_probe *p, in
   gather(q + (int64_t)h * n, stride, m, n, w->plain);
   gather(k + (int64_t)g * n, stride, m, n, w->ol); /* borrowed: d_v numbers a row are as many as d_qk here */
   gather(v + (int64_t)g * dv, stride, m, dv, w->v);
+  if (p->q_norm) kf_head_rows_norm(m, n, p->q_norm, p->eps, w->plain, w->q_inverse);
+  if (p->k_norm) kf_head_rows_norm(m, n, p->k_norm, p->eps, w->ol, w->k_inverse);
   rotate(p, m, n, p->a->scale, w->plain, w->q);
   rotate(p, m, n, 1, w->ol, w->k);
   kf_gemm_f32(false, true, m, m, n, w->q, w->k, w->w);
@@ -204,6 +224,8 @@ static void one_head(kf_attention_statistics *s, const kf_attention_probe *p, in
   kf_gemm_f32(true, false, n, n, m, w->q, w->q, w->dot);
   for (int i = 0; i < n * n; i++) moment[i] += w->dot[i];
   for (int64_t t = 0; t < m; t++) s->distance[h * s->window + t] += w->distance[t];
+  for (int64_t t = 0; t < m && p->q_norm; t++) add_norm(n, w->plain + t * n, w->q_inverse[t], w->row[t], s->norms + 4 * h);
+  for (int64_t t = 0; t < m && p->k_norm; t++) add_norm(n, w->k + t * n, w->k_inverse[t], w->key[t], s->norms + 4 * h + 2);
 }
 
 /* moment += sum_t weight[t] x_t x_t^T; x: [m, hidden], of d inputs */

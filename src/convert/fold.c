@@ -1,6 +1,5 @@
 /* fold: the settings, and the session that maps layer after layer in the chosen variant. */
 #include "convert/fold.h"
-#include "convert/projections.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +24,6 @@ const kf_key kf_fold_keys[] = {
 kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
   p->needs_text = true;
   KF_TRY(kf_plan_layers(p, "all", e));
-  KF_TRY(kf_projections_check(p, e));
   if (kf_plan_budget(p, 0) < 3)
     return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements a token is too small", (long long)kf_plan_budget(p, 0));
   const kf_value *context = &p->value[KF_FOLD_CONTEXT];
@@ -52,7 +50,8 @@ kf_status kf_fold_move_statistics(kf_fold *f, kf_attention_statistics *s, kf_err
                {s->query, (size_t)(s->heads * n * n) * sizeof(double)},
                {s->key_moment, (size_t)(d * d) * sizeof(double)},
                {s->value_moment, (size_t)(d * d) * sizeof(double)},
-               {s->overlap, (size_t)(s->heads * s->heads) * sizeof(double)}};
+               {s->overlap, (size_t)(s->heads * s->heads) * sizeof(double)},
+               {s->norms, (size_t)s->heads * 4 * sizeof(double)}};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) KF_TRY(kf_shared_move(&f->store, parts[i].data, parts[i].bytes, e));
   return KF_OK;
 }
@@ -88,6 +87,7 @@ static kf_status map_layer(kf_fold *f, int index, kf_mapped *out, kf_error *e) {
   KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &source, e));
   KF_GO(kf_attention_statistics_create(source.a, f->config->hidden, f->fit.window, &statistics, e));
   KF_GO(kf_fold_move_statistics(f, &statistics, e));
+  KF_GO(kf_fold_source_settle(&source, &statistics, e));
   KF_GO(kf_fold_problem(f, &source, &statistics, &problem, e));
   KF_GO(kf_fold_channels(f, &problem, index, c, &channels, e));
   KF_GO(kf_fold_layer_map(&source, &statistics, &problem, &channels, f->elements, c->key_weight, out, e));

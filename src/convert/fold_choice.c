@@ -112,7 +112,8 @@ static kf_status collect(kf_fold *f, const kf_fold_source *source, const kf_laye
                          kf_error *e) {
   kf_attention_probe probe;
   KF_TRY(kf_attention_statistics_create(source->a, f->config->hidden, f->fit.window, out, e));
-  KF_TRY(kf_attention_probe_create(source->a, f->config->hidden, f->fit.window, source->o, &probe, e));
+  KF_TRY(kf_attention_probe_create(source->a, f->config->hidden, f->fit.window, source->o, source->q_norm, source->k_norm,
+                                   f->config->eps, &probe, e));
   collector c = {out, &probe, f->threads, KF_OK, e};
   kf_status s = kf_stream_forward(f->device, f->run, layer, index, &f->fit, &(kf_watch){.seen = seen, .user = &c}, e);
   kf_attention_probe_free(&probe);
@@ -180,6 +181,7 @@ static kf_status try_layer(kf_fold *f, int index, int first, bool judged, kf_err
   KF_TRY(kf_layer_load(f->weights, index, f->device, &teacher, e));
   KF_GO(kf_fold_source_read(f->weights, index, f->fit.window, &m.source, e));
   KF_GO(study(f, &teacher, &m, e));
+  KF_GO(kf_fold_source_settle(&m.source, &m.statistics, e));
   if (!first) KF_GO(kf_stream_forward(f->device, f->run, &teacher, index, &f->tune, NULL, e));
   if (judged) {
     KF_GO(kf_fold_problem(f, &m.source, &m.statistics, &m.problem, e));

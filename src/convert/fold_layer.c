@@ -34,26 +34,75 @@ kf_status kf_fold_source_read(const kf_weights *w, int layer, int64_t window, kf
   int64_t hidden = w->config->hidden, d = kf_attention_inputs(a, (int)hidden), n = a->d_qk, half = n / 2, keys = a->kv_heads * n;
   double gain;
   kf_status s;
-  *out = (kf_fold_source){.a = a, .hidden = (int)hidden, .inputs = (int)d};
+  *out = (kf_fold_source){.a = a, .hidden = (int)hidden, .inputs = (int)d, .eps = w->config->eps};
   KF_GO(read_projection(w, layer, "q_proj", a->q_bias, a->heads * n, d, &out->q, e));
   KF_GO(read_projection(w, layer, "k_proj", a->k_bias, keys, d, &out->k, e));
   KF_GO(read_projection(w, layer, "v_proj", a->v_bias, (int64_t)a->kv_heads * a->d_v, d, &out->v, e));
   KF_GO(kf_weights_readf(w, hidden, (int64_t)a->heads * a->d_v, &out->o, e, "model.layers.%d.self_attn.o_proj.weight", layer));
   if (a->o_bias) KF_GO(kf_weights_readf(w, hidden, 1, &out->o_bias, e, "model.layers.%d.self_attn.o_proj.bias", layer));
+  if (a->qk_norm) {
+    KF_GO(kf_weights_readf(w, n, 1, &out->q_norm, e, "model.layers.%d.self_attn.q_norm.weight", layer));
+    KF_GO(kf_weights_readf(w, n, 1, &out->k_norm, e, "model.layers.%d.self_attn.k_norm.weight", layer));
+  }
   out->zk = kf_alloc((size_t)(a->kv_heads * half * d), sizeof *out->zk, e);
   out->theta = kf_alloc((size_t)half, sizeof *out->theta, e);
   if (!out->zk || !out->theta) KF_GO(KF_ERROR_MEMORY);
   if (a->rope_pairs[0]) kf_rope_frequencies(&a->rope, window, out->theta, &gain);
-  for (int64_t g = 0; g < a->kv_heads; g++)
-    for (int64_t f = 0; f < half; f++)
-      for (int64_t i = 0; i < d; i++)
-        out->zk[(g * half + f) * d + i] = CMPLX(out->k[(g * n + f) * d + i], out->k[(g * n + half + f) * d + i]);
 done:
   if (s != KF_OK) kf_fold_source_free(out);
   return s;
 }
 
+/* Heads of `from` [heads n, d], times the norm's weights and each its factor. */
+static kf_status stand_in(const float *from, const float *norm, const double *factor, int64_t heads, int64_t n, int64_t d,
+                          float **out, kf_error *e) {
+  KF_NEW(*out, heads * n * d, e);
+  for (int64_t r = 0; r < heads * n; r++)
+    for (int64_t i = 0; i < d; i++) (*out)[r * d + i] = (float)(factor[r / n] * norm[r % n] * from[r * d + i]);
+  return KF_OK;
+}
+
+/* The factors that make |x - factor z|^2 least, x normalised; of a KV head, over its query heads. */
+static kf_status replace_norms(kf_fold_source *s, const double *norms, kf_error *e) {
+  const kf_attention_config *a = s->a;
+  int group = a->heads / a->kv_heads;
+  double *factor;
+  KF_NEW(factor, a->heads, e);
+  for (int h = 0; h < a->heads; h++) factor[h] = norms[4 * h] / fmax(norms[4 * h + 1], 1e-300);
+  kf_status status = stand_in(s->q, s->q_norm, factor, a->heads, a->d_qk, s->inputs, &s->q_line, e);
+  for (int g = 0; g < a->kv_heads; g++) {
+    double with = 0, own = 0;
+    for (int h = g * group; h < (g + 1) * group; h++) {
+      with += norms[4 * h + 2];
+      own += norms[4 * h + 3];
+    }
+    factor[g] = with / fmax(own, 1e-300);
+  }
+  if (status == KF_OK) status = stand_in(s->k, s->k_norm, factor, a->kv_heads, a->d_qk, s->inputs, &s->k_line, e);
+  free(factor);
+  return status;
+}
+
+kf_status kf_fold_source_settle(kf_fold_source *s, const kf_attention_statistics *statistics, kf_error *e) {
+  int64_t n = s->a->d_qk, half = n / 2, d = s->inputs;
+  s->q_line = s->q;
+  s->k_line = s->k;
+  if (s->q_norm) {
+    s->q_line = s->k_line = NULL;
+    KF_TRY(replace_norms(s, statistics->norms, e));
+  }
+  for (int64_t g = 0; g < s->a->kv_heads; g++)
+    for (int64_t f = 0; f < half; f++)
+      for (int64_t i = 0; i < d; i++)
+        s->zk[(g * half + f) * d + i] = CMPLX(s->k_line[(g * n + f) * d + i], s->k_line[(g * n + half + f) * d + i]);
+  return KF_OK;
+}
+
 void kf_fold_source_free(kf_fold_source *s) {
+  if (s->q_line != s->q) free(s->q_line);
+  if (s->k_line != s->k) free(s->k_line);
+  free(s->q_norm);
+  free(s->k_norm);
   free(s->q);
   free(s->k);
   free(s->v);
@@ -235,7 +284,7 @@ static kf_status place_query(work *w, kf_mapped *out, kf_error *e) {
   double *to = numbers(w, rows * w->d, e);
   if (!to) return KF_ERROR_MEMORY;
   for (int h = 0; h < w->p->heads; h++) {
-    const float *q = w->source->q + h * w->n * w->d;
+    const float *q = w->source->q_line + h * w->n * w->d;
     double *head = to + h * (w->n + 2 * J) * w->d;
     for (int64_t i = 0; i < w->n * w->d; i++) head[i] = q[i];
     for (int j = 0; j < J; j++)
@@ -287,6 +336,7 @@ static void describe(const work *w, kf_mapped *out) {
   kf_attention_config *b = &out->attention;
   *b = *w->source->a;
   b->kind = KF_LATENT;
+  b->qk_norm = false;
   b->kv_heads = b->heads;
   b->d_qk = (int)w->n + 2 * w->c->count;
   b->rope_heads = 1;

@@ -8,13 +8,20 @@
 /* The source's attention weights of one layer, f32. */
 typedef struct kf_fold_source {
   const kf_attention_config *a;
-  int hidden, inputs;   /* inputs: kf_attention_inputs(); the last column of q, k and v is then the bias */
-  float *q, *k, *v, *o; /* [heads d, inputs], [kv_heads d, inputs] twice, [hidden, heads d_v] */
-  float *o_bias;        /* [hidden] or NULL */
-  double complex *zk;   /* [kv_heads d / 2, inputs] */
-  double *theta;        /* [d / 2]; zeros in a layer that does not rotate */
+  int hidden, inputs;     /* inputs: kf_attention_inputs(); the last column of q, k and v is then the bias */
+  float *q, *k, *v, *o;   /* [heads d, inputs], [kv_heads d, inputs] twice, [hidden, heads d_v] */
+  float *o_bias;          /* [hidden] or NULL */
+  float *q_norm, *k_norm; /* [d] weights of the heads' norms, or NULL */
+  float eps;
+  /* Once settled: the queries and keys that a layer without norms can have, q and k themselves where the source has none. */
+  float *q_line, *k_line;
+  double complex *zk; /* [kv_heads d / 2, inputs] of k_line */
+  double *theta;      /* [d / 2]; zeros in a layer that does not rotate */
 } kf_fold_source;
 kf_status kf_fold_source_read(const kf_weights *w, int layer, int64_t window, kf_fold_source *out, kf_error *e);
+/* In place of a norm, which no linear layer has, each head is scaled by its weights and the factor that serves the scores best on
+ * the calibration text: what it loses is what the sizes of a head's queries and keys vary from token to token. */
+kf_status kf_fold_source_settle(kf_fold_source *s, const kf_attention_statistics *statistics, kf_error *e);
 void kf_fold_source_free(kf_fold_source *s);
 
 /* Converts at a budget of `elements` numbers a token: 2 J rope numbers, the rest latents. key_weight: what an error of the keys

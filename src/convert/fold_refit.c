@@ -168,7 +168,9 @@ static kf_status refit_queries(kf_fold *f, const kf_fold_source *source, const k
   kf_refit_windows x = {f->all.windows, f->fit.windows, f->all.window, normed, normed + rows * d};
   kf_status s = normed_inputs(f, source, teacher, f->all.x, normed, e);
   if (s == KF_OK) s = normed_inputs(f, source, teacher, f->converted.x, normed + rows * d, e);
-  if (s == KF_OK) s = kf_attention_probe_create(source->a, source->hidden, f->all.window, source->o, &probe, e);
+  if (s == KF_OK)
+    s = kf_attention_probe_create(source->a, source->hidden, f->all.window, source->o, source->q_norm, source->k_norm,
+                                  f->config->eps, &probe, e);
   if (s == KF_OK) s = kf_query_refit(source, &probe, &x, f->threads, out, e);
   kf_attention_probe_free(&probe);
   free(normed);

@@ -67,6 +67,7 @@ typedef struct kf_method {
   /* After the last layer: what was chosen and what came of it, for the recipe. NULL: nothing. */
   kf_status (*record)(void *session, json_t **out, kf_error *e);
   void (*close)(void *session); /* NULL is allowed */
+  bool drops_norms;             /* its layers have no q/k norms where the source's have some */
 } kf_method;
 
 const kf_method *kf_method_at(int index); /* NULL past the end */

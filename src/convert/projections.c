@@ -42,7 +42,7 @@ void kf_projections_free(kf_projections *p) {
 kf_status kf_projections_check(const kf_plan *p, kf_error *e) {
   for (int i = 0; i < p->source->layers; i++)
     if (p->source->layer[i].attention.qk_norm)
-      return kf_fail(e, KF_ERROR_INPUT, "layer %d has q/k norms, which %s cannot carry; mha2mla and x-ecomla can", i,
+      return kf_fail(e, KF_ERROR_INPUT, "layer %d has q/k norms, which %s cannot carry; fold (in stock engines too), mha2mla and x-ecomla can", i,
                      p->method->name);
   return KF_OK;
 }

@@ -136,6 +136,8 @@ static void take_source(head_data *h, float *q, float *k) {
     float *p = h->a + w * m * m;
     kf_gemm_f32(false, true, m, n, l->d, x, l->source->q + h->head * n * l->d, q);
     kf_gemm_f32(false, true, m, n, l->d, x, l->source->k + h->head / group * n * l->d, k);
+    if (l->source->q_norm) kf_head_rows_norm(m, (int)n, l->source->q_norm, l->source->eps, q, NULL);
+    if (l->source->k_norm) kf_head_rows_norm(m, (int)n, l->source->k_norm, l->source->eps, k, NULL);
     for (int64_t i = 0; i < m * n; i++) q[i] *= a->scale;
     turn_source(l, m, q);
     turn_source(l, m, k);

@@ -55,8 +55,9 @@ typedef struct kf_stock_target {
   const kf_hooks *hooks;
 } kf_stock_target;
 
-/* Errors: what the graph cannot express of a model that is still to be converted, by whatever method. */
-kf_status kf_stock_check_source(const char *path, const kf_config *c, bool gguf, kf_error *e);
+/* Errors: what the graph cannot express of a model that is still to be converted, by whatever method that leaves, or not, its q/k
+ * norms. */
+kf_status kf_stock_check_source(const char *path, const kf_config *c, bool norms_stay, bool gguf, kf_error *e);
 
 /* Errors: what the graph cannot express, and which target can. */
 kf_status kf_stock_plan(const char *path, const kf_config *c, const kf_weights *w, const kf_stock_target *t, kf_stock *out,

@@ -10,13 +10,17 @@ enum { PADDED_PAIRS = 32 }; /* a rope key of 64, which kernels with latents of 2
 
 /* ------------------------------------------------------------------------------------------------ one layer */
 
-/* What a conversion leaves in a layer. */
+static kf_status check_norms(const char *path, const kf_config *c, int layer, kf_error *e) {
+  if (!c->layer[layer].attention.qk_norm) return KF_OK;
+  return kf_fail(e, KF_ERROR_INPUT,
+                 "%s: layer %d normalises the heads of queries and keys, which DeepSeek's graph does not; fold does without, "
+                 "and " KVFOLD_CAN,
+                 path, layer);
+}
+
+/* What every conversion leaves in a layer. */
 static kf_status check_traits(const char *path, const kf_config *c, int layer, kf_error *e) {
   const kf_attention_config *a = &c->layer[layer].attention;
-  if (a->qk_norm)
-    return kf_fail(e, KF_ERROR_INPUT,
-                   "%s: layer %d normalises the heads of queries and keys, which DeepSeek's graph does not; " KVFOLD_CAN, path,
-                   layer);
   if (a->q_bias || a->k_bias || a->v_bias || a->q_a_bias || a->kv_a_bias || a->kv_b_bias || a->o_bias || c->layer[layer].mlp_bias)
     return kf_fail(
         e, KF_ERROR_INPUT,
@@ -41,6 +45,7 @@ static kf_status check_layer(const char *path, const kf_config *c, int layer, kf
                    "%s: layer %d has a RoPE key for each head (%s), and DeepSeek's graph shares one; convert with a method that "
                    "shares it (x-ecomla, fold), or " KVFOLD_CAN,
                    path, layer, c->method);
+  KF_TRY(check_norms(path, c, layer, e));
   KF_TRY(check_traits(path, c, layer, e));
   if (a->q_a_norm)
     return kf_fail(e, KF_ERROR_INPUT,
@@ -73,8 +78,9 @@ static kf_status check_scaling(const char *path, const kf_rope *r, bool gguf, in
   return KF_OK;
 }
 
-kf_status kf_stock_check_source(const char *path, const kf_config *c, bool gguf, kf_error *e) {
+kf_status kf_stock_check_source(const char *path, const kf_config *c, bool norms_stay, bool gguf, kf_error *e) {
   for (int i = 0; i < c->layers; i++) {
+    if (norms_stay) KF_TRY(check_norms(path, c, i, e));
     KF_TRY(check_traits(path, c, i, e));
     KF_TRY(check_scaling(path, &c->layer[i].attention.rope, gguf, i, e));
   }

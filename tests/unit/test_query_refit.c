@@ -62,7 +62,7 @@ static void make(setup *s, int64_t window) {
   s->x = random_numbers(&r, WINDOWS * M * D, 1);
   s->y = random_numbers(&r, WINDOWS * M * D, 0.2);
   for (int i = 0; i < WINDOWS * M * D; i++) s->y[i] += s->x[i];
-  assert_int_equal(kf_attention_probe_create(&s->a, D, M, s->source.o, &s->probe, &e), KF_OK);
+  assert_int_equal(kf_attention_probe_create(&s->a, D, M, s->source.o, NULL, NULL, 0, &s->probe, &e), KF_OK);
   s->layer = (kf_mapped){0};
   s->layer.attention = (kf_attention_config){.kind = KF_LATENT,
                                              .heads = HEADS,
@@ -102,12 +102,20 @@ static void turn(double *v, int j, int half, int f, int position) {
   v[j + half] = im * cos(angle) + re * sin(angle);
 }
 
+static void normalise(double *x, const float *weight, double eps) {
+  double square = 0;
+  for (int i = 0; i < N && weight; i++) square += x[i] * x[i] / N;
+  for (int i = 0; i < N && weight; i++) x[i] *= weight[i] / sqrt(square + eps);
+}
+
 static double source_score(const setup *s, int h, const float *xt, int t, const float *xs, int at) {
   double q[N], k[N], sum = 0;
   for (int i = 0; i < N; i++) {
     q[i] = dot(s->source.q + (h * N + i) * D, xt, D);
     k[i] = dot(s->source.k + (h / (HEADS / KV_HEADS) * N + i) * D, xs, D);
   }
+  normalise(q, s->source.q_norm, s->source.eps);
+  normalise(k, s->source.k_norm, s->source.eps);
   for (int j = 0; j < N / 2; j++) turn(q, j, N / 2, j, t), turn(k, j, N / 2, j, at);
   for (int i = 0; i < N; i++) sum += q[i] * k[i];
   return sum * s->a.scale;
@@ -147,17 +155,19 @@ static double objective(const setup *s, int first, int end) {
 
 static void test_lowers(void **state) {
   (void)state;
-  for (int windowed = 0; windowed < 2; windowed++) {
+  for (int kind = 0; kind < 3; kind++) { /* plain, a sliding window, q/k norms */
     setup s;
     kf_error e = {0};
-    make(&s, windowed ? 11 : 0);
+    kf_random r;
+    make(&s, kind == 1 ? 11 : 0);
+    kf_random_seed(&r, 3);
+    if (kind == 2) s.source.q_norm = random_numbers(&r, N, 1), s.source.k_norm = random_numbers(&r, N, 1), s.source.eps = 0.1f;
     kf_refit_windows x = {WINDOWS, FIT, M, s.x, s.y};
     double fitted = objective(&s, 0, FIT), held_out = objective(&s, FIT, WINDOWS);
     if (kf_query_refit(&s.source, &s.probe, &x, 2, &s.layer, &e) != KF_OK) fail_msg("%s", e.message);
     double fitted_after = objective(&s, 0, FIT), held_out_after = objective(&s, FIT, WINDOWS);
     if (!(fitted_after < 0.7 * fitted && held_out_after < 0.7 * held_out))
-      fail_msg("window %d: fitted on %g to %g, held out %g to %g", (int)s.a.window, fitted, fitted_after, held_out,
-               held_out_after);
+      fail_msg("kind %d: fitted on %g to %g, held out %g to %g", kind, fitted, fitted_after, held_out, held_out_after);
     drop(&s);
   }
 }

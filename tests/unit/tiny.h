@@ -29,7 +29,9 @@ static kf_status tiny_add(void *user, const char *name, int64_t rows, int64_t co
   return s;
 }
 
-static kf_status tiny_write(const char *directory, json_t *config, tiny_tensors *t, kf_error *e) {
+static kf_status tiny_write_by(const char *directory, json_t *config,
+                               kf_status (*add)(void *, const char *, int64_t, int64_t, kf_error *), tiny_tensors *t,
+                               kf_error *e) {
   static const char *const files[] = {"tokenizer.json", "tokenizer_config.json"};
   char path[KF_PATH], from[KF_PATH];
   kf_config c;
@@ -44,11 +46,15 @@ static kf_status tiny_write(const char *directory, json_t *config, tiny_tensors 
   KF_TRY(kf_config_from_json(path, config, NULL, &c, e));
   KF_TRY(kf_join(path, directory, "model.safetensors", e));
   KF_TRY(kf_safetensors_create(path, &t->writer, e));
-  kf_status s = kf_weights_each(&c, tiny_add, t, e);
+  kf_status s = kf_weights_each(&c, add, t, e);
   kf_config_free(&c);
   if (s == KF_OK) return kf_safetensors_finish(t->writer, e);
   kf_safetensors_abandon(t->writer);
   return s;
+}
+
+static inline kf_status tiny_write(const char *directory, json_t *config, tiny_tensors *t, kf_error *e) {
+  return tiny_write_by(directory, config, tiny_add, t, e);
 }
 
 /* 2 layers of width 16, 4 heads over 2, 4096 tokens. */
