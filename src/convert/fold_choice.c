@@ -44,12 +44,13 @@ static kf_status turning_pairs(const kf_fold *f, double angle, int *out, kf_erro
 
 /* A table reaches over the turning pairs, by half a turn, when its last is the slowest of them or slower still. Tried: the
  * numbers of pairs that strides 1, 2, 3, ... need for that, from a sixteenth of the budget (at stride 1: or fewer) to a quarter;
- * and at stride 1 all that turn by a radian. A greedy channel serves its own frequency alone: tried with all that turn, or the
+ * and at stride 1 all that turn by a radian, or move at all. A greedy channel serves its own frequency alone: tried with all that turn, or the
  * fastest, a quarter of the budget. */
-static void add_tables(kf_fold *f, int turning, int moving) {
+static void add_tables(kf_fold *f, int turning, const int *more, int count) {
   int64_t budget = f->elements;
   add(f, true, 4 * turning <= budget ? turning : budget / 4, 1);
-  if (4 * moving <= budget) add(f, false, moving, 1);
+  for (int i = 0; i < count; i++)
+    if (4 * more[i] <= budget) add(f, false, more[i], 1);
   for (int s = 1, before = 0; s <= turning; s++) {
     int pairs = (turning - 1 + s - 1) / s + 1;
     if (pairs != before && (4 * pairs <= budget || pairs <= 2) && (s == 1 || 16 * pairs >= budget)) add(f, false, pairs, s);
@@ -74,14 +75,15 @@ static void add_selections(kf_fold *f) {
 
 kf_status kf_fold_list_candidates(kf_fold *f, kf_error *e) {
   const kf_value *pairs = &f->p->value[KF_FOLD_ROPE_PAIRS];
-  int turning, moving;
+  int turning, more[2];
   KF_TRY(turning_pairs(f, M_PI, &turning, e));
-  KF_TRY(turning_pairs(f, 1, &moving, e));
+  KF_TRY(turning_pairs(f, 1, &more[0], e));
+  KF_TRY(turning_pairs(f, 0.1, &more[1], e));
   if (!f->stock) add_selections(f);
   if (pairs->given)
     add_strides(f, turning, (int)pairs->integer);
   else
-    add_tables(f, turning, moving);
+    add_tables(f, turning, more, 2);
   if (f->candidates) return KF_OK;
   return kf_fail(e, KF_ERROR_INPUT, "a budget of %lld elements leaves no room for rotated pairs and latents",
                  (long long)f->elements);
