@@ -283,6 +283,14 @@ static void test_tables_reach_over_turning_pairs(void **state) {
     assert_int_equal(pairs[i], wanted[i][0]);
     assert_int_equal(strides[i], wanted[i][1]);
   }
+  o.cache = "50%"; /* room for those that turn by a radian, and for all that move; strides leave too few */
+  assert_int_equal(convert("roomy", o, dst, &e), KF_OK);
+  assert_int_equal(tried(dst, pairs, strides), 4);
+  for (int i = 0; i < 4; i++) {
+    assert_int_equal(pairs[i], ((int[]){9, 11, 15, 9})[i]);
+    assert_int_equal(strides[i], 1);
+  }
+  o.cache = "12.5%";
   o.setting_count = 3;
   assert_int_equal(convert("given", o, dst, &e), KF_OK);
   assert_int_equal(tried(dst, pairs, strides), 3);
