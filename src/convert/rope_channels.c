@@ -147,15 +147,36 @@ void kf_channels_free(kf_channels *c) {
   *c = (kf_channels){0};
 }
 
-/* u_j = t_j Zk */
+/* E |p_j|^2, and the same of what queries ask of it, over heads: B_hj = sum_f conj(beta_hfj) q_hf. */
+static double key_energy(const kf_rope_problem *p, const kf_channels *c, int64_t j) {
+  int64_t n = (int64_t)p->kv_heads * p->pairs;
+  const cplx *t = c->t + j * n;
+  double sum = 0;
+  for (int64_t r = 0; r < n; r++)
+    for (int64_t o = 0; o < n; o++) sum += creal(t[r] * p->moment[r * n + o] * conj(t[o]));
+  return sum;
+}
+
+static double query_energy(const kf_rope_problem *p, const kf_channels *c, int64_t j) {
+  int F = p->pairs;
+  double sum = 0;
+  for (int64_t row = 0; row < p->heads * F; row++)
+    for (int o = 0; o < F; o++)
+      sum += creal(c->beta[row * c->count + j] * p->query[row * F + o] * conj(c->beta[(row / F * F + o) * c->count + j]));
+  return sum / p->heads;
+}
+
+/* u_j = t_j Zk. A channel's scale is free between key and query: both get the same energy, so that 16 bits hold either. */
 static void place(const kf_rope_problem *p, kf_channels *c) {
   int64_t n = (int64_t)p->kv_heads * p->pairs;
 #pragma omp parallel for
   for (int64_t j = 0; j < c->count; j++) {
+    double key = key_energy(p, c, j), query = query_energy(p, c, j), scale = key > 0 && query > 0 ? pow(query / key, 0.25) : 1;
     cplx *u = c->u + j * p->hidden;
     memset(u, 0, (size_t)p->hidden * sizeof *u);
+    for (int64_t row = 0; row < p->heads * p->pairs; row++) c->beta[row * c->count + j] /= scale;
     for (int64_t r = 0; r < n; r++) {
-      cplx factor = c->t[j * n + r];
+      cplx factor = c->t[j * n + r] *= scale;
       for (int i = 0; i < p->hidden && factor != 0; i++) u[i] += factor * p->zk[r * p->hidden + i];
     }
   }

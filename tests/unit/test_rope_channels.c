@@ -128,6 +128,22 @@ static double loss(const layer *l, const kf_rope_problem *p, const kf_channels *
   return sum;
 }
 
+/* A channel's key and what the heads' queries ask of it have the same energy, query by query and by the moment of x. */
+static void balanced(const layer *l, const kf_channels *c) {
+  for (int j = 0; j < c->count; j++) {
+    double key = 0, query = 0;
+    for (int i = 0; i < D * D; i++)
+      key += creal(c->u[j * D + i / D] * conj(c->u[j * D + i % D])) * l->key_moment[i] / l->s.weight;
+    for (int h = 0; h < HEADS; h++)
+      for (int k = 0; k < QUERIES; k++) {
+        cplx asked = 0;
+        for (int f = 0; f < F; f++) asked += conj(c->beta[(h * F + f) * c->count + j]) * CMPLX(l->q[h][k][f], l->q[h][k][F + f]);
+        query += creal(asked * conj(asked)) / QUERIES / HEADS;
+      }
+    if (fabs(key - query) > 1e-9 * query) fail_msg("channel %d: its key has %g, its queries %g", j, key, query);
+  }
+}
+
 /* Channels and coefficients that were fitted to each other leave less than single frequencies do, and moving a channel any way
  * leaves more. */
 static void test_fitted(void **state) {
@@ -144,6 +160,8 @@ static void test_fitted(void **state) {
     assert_int_equal(kf_channels_greedy(&p, 4, slots, &greedy, NULL), KF_OK);
     assert_int_equal(kf_channels_greedy(&p, 4, slots, &fold, NULL), KF_OK);
     assert_int_equal(kf_channels_fit(&p, &fold, NULL), KF_OK);
+    balanced(&l, &greedy);
+    balanced(&l, &fold);
     double best = loss(&l, &p, &fold), single = loss(&l, &p, &greedy);
     if (!(best < 0.9 * single)) fail_msg("fitted channels leave %g, single frequencies %g", best, single);
     for (int trial = 0; trial < 8; trial++) {
