@@ -5,7 +5,8 @@
 
 By default SmolLM2-135M-Instruct (./dev fetch) heals itself: students converted by the protocol of bench/quality.py learn the model's own
 predictions (forward KL) on English books, and are judged on other books and on wikitext-2, in f32. --objective ce learns the text alone.
---device cuda trains on the GPU. --keep DIR: conversions and students stay there, and what stands there already is not made again.
+--device cuda trains on the GPU. --keep DIR: conversions and students stay there, and what stands there already is not made again;
+a run that was killed goes on.
 """
 import argparse
 import json
@@ -22,8 +23,10 @@ def heal(o, student, data):
     dst = student.parent / name.replace("*", "")
     objective = ["finetune", student] if o.objective == "ce" else ["distill", student, "--teacher", o.model]
     if not dst.exists():
+        more = [a for name in ("weights", "train") if getattr(o, name) for a in ("--" + name, *getattr(o, name))]
+        more += ["--resume"] * dst.with_name(dst.name + ".run").exists()
         made = quality.kvfold(o.kvfold, *objective, "--data", *data, "--out", dst, "--tokens", o.tokens, "--length", o.length, "--batch", o.batch, "--lr",
-                              o.lr, "--warmup", 0.1, "--device", o.device, *(["--train", *o.train] if o.train else []))
+                              o.lr, "--warmup", 0.1, "--device", o.device, *more)
         (dst / "speed.json").write_text(json.dumps(made))
     return dst, json.loads((dst / "speed.json").read_text())["tokens_per_second"]
 
@@ -47,6 +50,7 @@ def main():
     p.add_argument("--calibration-tokens", type=int, default=20480)
     p.add_argument("--objective", choices=["kl", "ce"], default="kl")
     p.add_argument("--data", nargs="+", help="default: the first 2000 records of books-train")
+    p.add_argument("--weights", nargs="+", help="shares of the files of --data; default: by their tokens")
     p.add_argument("--train", nargs="+", help="patterns of what is trained; default: everything")
     p.add_argument("--tokens", type=int, default=100000)
     p.add_argument("--length", type=int, default=512)

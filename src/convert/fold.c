@@ -30,6 +30,12 @@ kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
   if (context->given && context->integer > p->source->context)
     return kf_fail(e, KF_ERROR_USAGE, "context=%lld: the source's context is of %lld tokens", (long long)context->integer,
                    (long long)p->source->context);
+  const kf_value *pairs = &p->value[KF_FOLD_ROPE_PAIRS];
+  bool stock = p->value[KF_FOLD_ROPE_TABLE].choice == KF_FOLD_STOCK;
+  int most = (stock ? 1 : p->source->kv_heads) * p->source->head_dim / 2;
+  if (pairs->given && pairs->integer > most)
+    return kf_fail(e, KF_ERROR_USAGE, "rope_pairs=%lld: at most %d with rope_table=%s", (long long)pairs->integer, most,
+                   tables[stock]);
   return KF_OK;
 }
 
@@ -165,7 +171,7 @@ kf_status kf_fold_open(const kf_plan *p, const kf_corpus *corpus, void **session
   f->weights = p->weights;
   f->elements = kf_plan_budget(p, 0);
   f->context = p->value[KF_FOLD_CONTEXT].given ? p->value[KF_FOLD_CONTEXT].integer : f->config->context;
-  f->stock = p->value[KF_FOLD_ROPE_TABLE].choice == 1;
+  f->stock = p->value[KF_FOLD_ROPE_TABLE].choice == KF_FOLD_STOCK;
   f->refit = p->value[KF_FOLD_REFIT].choice;
   kf_status s = begin(f, corpus, e);
   if (s != KF_OK)

@@ -243,6 +243,10 @@ static void test_refusals(void **state) {
   assert_int_equal(convert("far", (kf_convert_options){.cache = "50%", .settings = far, .setting_count = 1}, dst, &e),
                    KF_ERROR_USAGE);
   assert_string_equal(e.message, "context=513: the source's context is of 512 tokens");
+  const kf_setting many[] = {{"rope_pairs", "17"}};
+  assert_int_equal(convert("many", (kf_convert_options){.cache = "50%", .settings = many, .setting_count = 1}, dst, &e),
+                   KF_ERROR_USAGE);
+  assert_string_equal(e.message, "rope_pairs=17: at most 16 with rope_table=stock");
 }
 
 /* The record of a conversion's choice; freed by the caller with the whole. */
