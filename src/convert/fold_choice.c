@@ -43,8 +43,8 @@ static kf_status turning_pairs(const kf_fold *f, double angle, int *out, kf_erro
 
 /* A table reaches over the turning pairs, by half a turn, when its last is the slowest of them or slower still. Tried: the
  * numbers of pairs that strides 1, 2, 3, ... need for that, from a sixteenth of the budget (at stride 1: or fewer) to a quarter;
- * and at stride 1 all that turn by a radian, or by a tenth of one. A greedy channel serves its own frequency alone: tried with all that turn, or the
- * fastest, a quarter of the budget. */
+ * and at stride 1 all that turn by a radian, or by a tenth of one. A greedy channel serves its own frequency alone: tried with
+ * all that turn, or the fastest, a quarter of the budget. */
 static void add_tables(kf_fold *f, int turning, const int *more, int count) {
   int64_t budget = f->elements;
   add(f, true, 4 * turning <= budget ? turning : budget / 4, 1);
