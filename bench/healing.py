@@ -19,8 +19,8 @@ import quality
 
 
 def heal(o, student, data):
-    name = f"{student.name}-{o.objective}-{o.tokens}-{o.lr:g}" + ("-" + "-".join(o.train) if o.train else "")
-    dst = student.parent / name.replace("*", "")
+    name = [student.name, o.objective, o.tokens, f"{o.lr:g}", *(o.train or []), *(Path(f).stem for f in o.data or []), *(o.weights or [])]
+    dst = student.parent / "-".join(map(str, name)).replace("*", "")
     objective = ["finetune", student] if o.objective == "ce" else ["distill", student, "--teacher", o.model]
     if not dst.exists():
         more = [a for name in ("weights", "train") if getattr(o, name) for a in ("--" + name, *getattr(o, name))]

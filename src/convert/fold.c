@@ -31,12 +31,14 @@ kf_status kf_fold_resolve(kf_plan *p, kf_error *e) {
     return kf_fail(e, KF_ERROR_USAGE, "context=%lld: the source's context is of %lld tokens", (long long)context->integer,
                    (long long)p->source->context);
   const kf_value *pairs = &p->value[KF_FOLD_ROPE_PAIRS];
-  bool stock = p->value[KF_FOLD_ROPE_TABLE].choice == KF_FOLD_STOCK;
-  int most = (stock ? 1 : p->source->kv_heads) * p->source->head_dim / 2;
-  if (pairs->given && pairs->integer > most)
-    return kf_fail(e, KF_ERROR_USAGE, "rope_pairs=%lld: at most %d with rope_table=%s", (long long)pairs->integer, most,
-                   tables[stock]);
+  if (pairs->given && pairs->integer > kf_fold_most_pairs(p))
+    return kf_fail(e, KF_ERROR_USAGE, "rope_pairs=%lld: at most %d with rope_table=%s", (long long)pairs->integer,
+                   kf_fold_most_pairs(p), tables[p->value[KF_FOLD_ROPE_TABLE].choice]);
   return KF_OK;
+}
+
+int kf_fold_most_pairs(const kf_plan *p) {
+  return (p->value[KF_FOLD_ROPE_TABLE].choice == KF_FOLD_STOCK ? 1 : p->source->kv_heads) * p->source->head_dim / 2;
 }
 
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs) {

@@ -48,6 +48,7 @@ typedef struct kf_fold {
 
 /* Rotated pairs of a layer: none where the source does not rotate. */
 int kf_fold_pairs(const kf_fold *f, int layer, int pairs);
+int kf_fold_most_pairs(const kf_plan *p); /* that rope_table has */
 /* Over distances as far as the layer sees within the context. */
 kf_status kf_fold_problem(const kf_fold *f, const kf_fold_source *source, const kf_attention_statistics *s, kf_rope_problem *out,
                           kf_error *e);

@@ -13,7 +13,7 @@ static const double first_weight = 3, other_weights[KF_FOLD_WEIGHTS] = {1, 9};
 static void add(kf_fold *f, bool greedy, int64_t pairs, int stride) {
   const kf_value *given = &f->p->value[KF_FOLD_ROPE_PAIRS], *selection = &f->p->value[KF_FOLD_SELECTION],
                  *weight = &f->p->value[KF_FOLD_KEY_WEIGHT];
-  int F = f->config->head_dim / 2, most = f->stock ? F : f->config->kv_heads * F;
+  int F = f->config->head_dim / 2, most = kf_fold_most_pairs(f->p);
   int64_t J = given->given ? given->integer : pairs < 1 ? 1 : pairs > most ? most : pairs;
   kf_fold_candidate c = {
       .greedy = greedy, .pairs = (int)J, .stride = stride, .key_weight = weight->given ? weight->real : first_weight};
